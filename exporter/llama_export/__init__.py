@@ -1,0 +1,70 @@
+"""Any LLaMA checkpoint in, one bundle out, that runs without PyTorch and carries the proof that it is right.
+
+    export     checkpoint folder -> bundle folder, verified
+    verify     bundle against its checkpoint: the parity ladder
+    inspect    what a checkpoint or bundle is, and whether it can be exported
+
+Nothing here needs torch until one of them is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_export.errors import LlamaExportError, MissingExtraError
+
+if TYPE_CHECKING:
+    from llama_export.parity import Report
+    from llama_export.pipeline import Exported
+    from llama_export.recipe import Recipe
+
+__all__ = ["LlamaExportError", "export", "inspect", "verify"]
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    *,
+    recipe: Recipe | None = None,
+    force: bool = False,
+) -> Exported:
+    """Export a checkpoint to a bundle; see ``llama_export.pipeline.export``."""
+    require_export_extra()
+    from llama_export import pipeline
+
+    return pipeline.export(checkpoint, output, recipe=recipe, force=force)
+
+
+def verify(bundle: str | Path, checkpoint: str | Path, *, texts: Sequence[str] | None = None) -> Report:
+    """Compare a bundle with its checkpoint, rung by rung; see ``llama_export.parity.verify``."""
+    require_export_extra()
+    from llama_export import parity
+
+    return parity.verify(Path(bundle), Path(checkpoint), texts=texts)
+
+
+def inspect(folder: str | Path) -> dict[str, Any]:
+    """Say what a checkpoint or bundle is; see ``llama_export.inspection.inspect``."""
+    require_export_extra()
+    from llama_export import inspection
+
+    return inspection.inspect(Path(folder))
+
+
+def require_export_extra() -> None:
+    """Refuse to go on without the packages that exporting needs.
+
+    Raises:
+        MissingExtraError: One of them is not installed; the extra is named.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnx_ir  # noqa: F401
+        import onnxscript  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{error.name} is not installed, exporting needs it", "pip install 'llama-export[export,cpu]'"
+        ) from None

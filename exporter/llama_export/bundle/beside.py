@@ -1,0 +1,66 @@
+"""``--weights beside``: the graph joins the checkpoint's folder, which becomes the bundle; no byte moves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from llama_export.bundle.stage import MANIFEST
+from llama_export.checkpoint import Checkpoint
+from llama_export.errors import BundleError, OptionError
+
+_OURS = ("onnx/model.onnx", "parity.json")
+
+
+def check(checkpoint: Checkpoint, output: Path | None, *, force: bool) -> Path:
+    """Refuse what cannot be put beside, before any work.
+
+    Returns:
+        The checkpoint's folder, which is the target.
+
+    Raises:
+        OptionError: An output elsewhere, or weights that are symlinks out of the folder.
+        BundleError: A bundle is there already, or files of somebody else's where ours would go.
+    """
+    folder = checkpoint.folder
+    if output is not None and output.resolve() != folder.resolve():
+        raise OptionError(
+            f"--weights beside keeps everything in {folder}, the output is {output}",
+            "leave the output out, or use --weights link",
+        )
+    for path in checkpoint.weight_files:
+        if path.parent != folder.resolve():
+            raise OptionError(
+                f"{path.name}: stands in {path.parent}, --weights beside needs it in {folder} itself",
+                "use --weights link, which follows the links of a Hub snapshot",
+            )
+    if (folder / MANIFEST).exists():
+        if not force:
+            raise BundleError(f"{folder}: is a bundle already", "add --force to replace graph and manifest")
+    elif taken := [name for name in _OURS if (folder / name).exists()]:
+        raise BundleError(f"{folder}: {taken[0]} exists and is not ours", "use --weights link with an output")
+    return folder
+
+
+def stage_target(folder: Path) -> Path:
+    """What the stage is named after: it stands inside the checkpoint's folder, on the same file system."""
+    return folder / "bundle"
+
+
+def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    """Give the stage the small files that are in the checkpoint's folder anyway."""
+    for source in [*checkpoint.companions, checkpoint.folder / "config.json"]:
+        shutil.copyfile(source, folder / source.name)
+
+
+def publish(stage: Path, folder: Path) -> None:
+    """Move our own files into the checkpoint's folder; the manifest last, since nothing loads without it."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / "onnx").mkdir(exist_ok=True)
+    for name in (*_OURS, MANIFEST):
+        if (stage / name).exists():
+            descriptor = os.open(stage / name, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+            (stage / name).replace(folder / name)

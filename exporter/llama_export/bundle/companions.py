@@ -1,0 +1,99 @@
+"""The small files around the graph, so that four runtimes open the bundle as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from llama_export.checkpoint import Checkpoint
+from llama_export.graph import contract
+from llama_export.model.attention import AttentionPath
+from llama_export.weights import WeightPlan
+
+_TOKENIZER_MODEL, _TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
+
+
+def write_companions(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPath, folder: Path) -> None:
+    """Write everything but graph, weights and manifest.
+
+    Args:
+        checkpoint: The source; its tokenizer, templates and licences travel along unchanged.
+        plan: Names the graph and its data files.
+        path: Attention path, on which genai's choice of cache depends.
+        folder: The staged bundle.
+    """
+    for source in checkpoint.companions:
+        shutil.copyfile(source, folder / source.name)
+    _write_json(folder / "config.json", _config(checkpoint, plan))
+    _write_json(folder / "genai_config.json", genai_config(checkpoint, plan, path))
+
+    if (folder / _TOKENIZER_MODEL).exists() and not (folder / _TOKENIZER_JSON).exists():
+        from llama_export.bundle.tokenizer_json import write_tokenizer_json
+
+        write_tokenizer_json(folder / _TOKENIZER_MODEL, folder / _TOKENIZER_JSON)
+
+
+def _config(checkpoint: Checkpoint, plan: WeightPlan) -> dict[str, Any]:
+    """The checkpoint's config.json, with what transformers.js must know of the data files."""
+    settings = {"use_external_data_format": {plan.model_name: len(plan.data_files)}}
+    return checkpoint.raw_config | {"transformers.js_config": settings}
+
+
+def genai_config(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPath) -> dict[str, Any]:
+    """What onnxruntime-genai reads instead of config.json."""
+    config, ids = checkpoint.config, token_ids(checkpoint)
+    return {
+        "model": {
+            "type": "llama",
+            "bos_token_id": ids["bos"],
+            "eos_token_id": ids["eos"],
+            "pad_token_id": ids["pad"] if ids["pad"] is not None else (ids["eos"] or [0])[0],
+            "context_length": config.max_position_embeddings,
+            "vocab_size": config.vocab_size,
+            "decoder": {
+                "filename": f"onnx/{plan.model_name}",
+                "head_size": config.head_dim,
+                "hidden_size": config.hidden_size,
+                "num_attention_heads": config.num_attention_heads,
+                "num_hidden_layers": config.num_hidden_layers,
+                "num_key_value_heads": config.num_key_value_heads,
+                "session_options": {"provider_options": []},
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "position_ids": "position_ids",
+                    "past_key_names": contract.PAST_KEY.replace("{i}", "%d"),
+                    "past_value_names": contract.PAST_VALUE.replace("{i}", "%d"),
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": contract.PRESENT_KEY.replace("{i}", "%d"),
+                    "present_value_names": contract.PRESENT_VALUE.replace("{i}", "%d"),
+                },
+            },
+        },
+        "search": {
+            "do_sample": False,
+            "max_length": config.max_position_embeddings,
+            "num_beams": 1,
+            # One buffer as past and present: only GroupQueryAttention can write in place.
+            "past_present_share_buffer": path == "flash",
+        },
+    }
+
+
+def token_ids(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Special ids, generation_config.json before config.json: ``bos``, ``eos`` (a list), ``pad``."""
+    merged = checkpoint.raw_config | {k: v for k, v in checkpoint.generation_config.items() if v is not None}
+    eos = merged.get("eos_token_id")
+    return {
+        "bos": merged.get("bos_token_id"),
+        "eos": eos if isinstance(eos, list) else [] if eos is None else [eos],
+        "pad": merged.get("pad_token_id"),
+    }
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,165 @@
+"""Which files hold the weights, and which tensor stands in which of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from llama_export.checkpoint.json_file import (
+    DOWNLOAD_AGAIN,
+    read_json_object,
+    resolve_file,
+    shown,
+    shown_name,
+)
+from llama_export.checkpoint.safetensors import read_header
+from llama_export.checkpoint.tensor import StoredTensor
+from llama_export.errors import CheckpointError
+from llama_export.model.config import LlamaConfig
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_NOT_TOGETHER = "the checkpoint and its config.json do not belong together; download both again"
+_NOT_ITS_INDEX = "the index and its shards do not belong together; download both again"
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The safetensors files of a checkpoint, before anything is known of the config.
+
+    Attributes:
+        listing: The file that says what there is: the single file itself, or the index.
+        names: The files, sorted, relative to the folder.
+        weight_map: For sharded checkpoints, the file of each tensor; empty for a single file.
+    """
+
+    listing: str
+    names: tuple[str, ...]
+    weight_map: dict[str, str]
+
+
+def parse_index(path: Path) -> WeightFiles:
+    """Read ``model.safetensors.index.json``.
+
+    Raises:
+        CheckpointError: It is malformed, or names a file outside the folder.
+    """
+    weight_map = read_json_object(path, INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{INDEX_FILE}: weight_map is {_got(weight_map)}, must map tensors to files", DOWNLOAD_AGAIN
+        )
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not _stays_inside(shard):
+            raise CheckpointError(
+                f"{INDEX_FILE}: tensor {shown_name(tensor)} is in {shown(shard)}, "
+                "must be a file inside the folder",
+                "do not use this checkpoint unless you trust where it comes from",
+            )
+    return WeightFiles(INDEX_FILE, tuple(sorted(set(weight_map.values()))), weight_map)
+
+
+def _got(weight_map: object) -> str:
+    return "missing" if weight_map is None else "empty" if weight_map == {} else shown(weight_map)
+
+
+def _stays_inside(shard: str) -> bool:
+    path = PurePosixPath(shard)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        return False
+    return shard.isprintable() and "\\" not in shard
+
+
+def collect_tensors(folder: Path, files: WeightFiles, config: LlamaConfig) -> dict[str, StoredTensor]:
+    """Read all headers and fit them to the config.
+
+    Args:
+        folder: Where the files are.
+        files: What ``parse_index`` found, or the single file.
+        config: What the checkpoint must be.
+
+    Returns:
+        Exactly ``config.tensor_shapes()``, in that order.
+
+    Raises:
+        CheckpointError: A file or tensor is missing, malformed, found twice, unexplained, or of the
+            wrong shape.
+    """
+    for name in files.names:
+        resolve_file(folder / name, shown_name(name))  # all must be there before the first is read
+    stored: dict[str, StoredTensor] = {}
+    origin: dict[str, str] = {}
+    for name in files.names:
+        for key, tensor in read_header(folder / name, shown_name(name)).items():
+            if _is_harmless(key, config):
+                continue
+            if key in stored:
+                raise CheckpointError(
+                    f"{name}: tensor {shown_name(key)} is in {origin[key]} too", _NOT_ITS_INDEX
+                )
+            stored[key], origin[key] = tensor, name
+    _check_index(files, origin, config)
+    return _fit(files.listing, stored, origin, config)
+
+
+def _is_harmless(key: str, config: LlamaConfig) -> bool:
+    """Tell tensors that say nothing new: old files store rope's table, tied ones the head again."""
+    return key.endswith(".rotary_emb.inv_freq") or (key == "lm_head.weight" and config.tie_word_embeddings)
+
+
+def _check_index(files: WeightFiles, origin: dict[str, str], config: LlamaConfig) -> None:
+    """Check that index and shards say the same, in both directions."""
+    if files.listing != INDEX_FILE:
+        return
+    for key, shard in files.weight_map.items():
+        if not _is_harmless(key, config) and origin.get(key) != shard:
+            raise CheckpointError(
+                f"{shown_name(shard)}: tensor {shown_name(key)} is missing, {INDEX_FILE} says it is there",
+                _NOT_ITS_INDEX,
+            )
+    for key, shard in origin.items():
+        if key not in files.weight_map:
+            raise CheckpointError(
+                f"{shown_name(shard)}: tensor {shown_name(key)} is not in {INDEX_FILE}", _NOT_ITS_INDEX
+            )
+
+
+def _fit(
+    listing: str, stored: dict[str, StoredTensor], origin: dict[str, str], config: LlamaConfig
+) -> dict[str, StoredTensor]:
+    """Match names and shapes with the config's, both ways."""
+    # A lying num_hidden_layers must not make us list millions of names: the gap is found before that.
+    if config.num_hidden_layers > len(stored):
+        gap = (
+            key for index in range(len(stored) + 1) for key in config.layer_shapes(index) if key not in stored
+        )
+        raise _missing(listing, next(gap), stored)
+    shapes = config.tensor_shapes()
+    for key, shape in shapes.items():
+        if key not in stored:
+            raise _missing(listing, key, stored)
+        if stored[key].shape != shape:
+            raise CheckpointError(
+                f"{origin[key]}: tensor {key} is {shown(stored[key].shape)}, config.json needs {list(shape)}",
+                _NOT_TOGETHER,
+            )
+    for key in stored:
+        if key not in shapes:
+            raise CheckpointError(
+                f"{origin[key]}: tensor {shown_name(key)} is not explained by config.json, "
+                f"the model has {len(shapes)} tensors and no such one",
+                "what it is for is unknown, so leaving it out could silently change the model; "
+                + _NOT_TOGETHER,
+            )
+    return {key: stored[key] for key in shapes}
+
+
+def _missing(listing: str, key: str, stored: dict[str, StoredTensor]) -> CheckpointError:
+    found = (
+        f"it holds {len(stored)} others, such as {shown_name(next(iter(stored)))}"
+        if stored
+        else "it holds none"
+    )
+    return CheckpointError(
+        f"{listing}: tensor {key} is missing, config.json needs it; {found}", _NOT_TOGETHER
+    )

@@ -1,0 +1,109 @@
+"""One graph from three traces: prologue, ``num_hidden_layers`` copies of one decoder layer, head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+import torch
+
+from llama_export.graph import contract, parts
+from llama_export.graph.constant import add_constant
+from llama_export.graph.passes import fuse_residual_norm, simplify_reshapes
+from llama_export.graph.stamp import stamp
+from llama_export.graph.trace import trace
+from llama_export.model.attention import AttentionPath
+from llama_export.model.config import LlamaConfig
+from llama_export.model.rope import cos_sin, inverse_frequencies
+
+PRODUCER = "llama-export"
+_IR_DTYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
+
+
+def build_graph(config: LlamaConfig, path: AttentionPath) -> ir.Model:
+    """Build the causal LM graph of an attention path.
+
+    Time and memory do not grow with depth beyond copying the layer's nodes.
+
+    Args:
+        config: The checkpoint's architecture.
+        path: Attention path; decides opset and operators.
+
+    Returns:
+        A model that keeps the contract. Its weights are initializers named as in the checkpoint, float32,
+        without values: ``weights`` attaches them.
+    """
+    opset = contract.OPSETS[path][""]
+    prologue, layer, head = (
+        trace(part(config, path), opset) for part in (parts.prologue, parts.decoder_layer, parts.head)
+    )
+    inputs = {spec.name: _declare(spec) for spec in contract.inputs(config)}
+    graph = ir.Graph(
+        list(inputs.values()), [], nodes=[], opset_imports=contract.OPSETS[path], name=f"llama_{path}"
+    )
+
+    shared = inputs | _rotary_tables(graph, config, path)
+    shared |= stamp(graph, prologue, shared, "prologue", lambda name: f"model.{name}")
+    presents: list[ir.Value] = []
+    for i in range(config.num_hidden_layers):
+        shared["past_key"] = inputs[contract.PAST_KEY.format(i=i)]
+        shared["past_value"] = inputs[contract.PAST_VALUE.format(i=i)]
+        shared |= stamp(graph, layer, shared, f"layers.{i}", _layer_weight_names(i))
+        presents += [shared["present_key"], shared["present_value"]]
+    shared["hidden"] = _keep_last(graph, shared["hidden"])
+    shared |= stamp(graph, head, shared, "head", _head_weight_names(config).__getitem__)
+
+    for value, spec in zip([shared["logits"], *presents], contract.outputs(config), strict=True):
+        value.name, value.shape, value.dtype = spec.name, ir.Shape(spec.shape), _IR_DTYPES[spec.dtype]
+        graph.outputs.append(value)
+
+    model = ir.Model(graph, ir_version=contract.IR_VERSIONS[path], producer_name=PRODUCER)
+    simplify_reshapes(graph)
+    if path == "flash":
+        fuse_residual_norm(graph)
+    common_passes.CommonSubexpressionEliminationPass()(model)
+    common_passes.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _declare(spec: contract.TensorSpec) -> ir.Value:
+    return ir.Value(name=spec.name, shape=ir.Shape(spec.shape), type=ir.TensorType(_IR_DTYPES[spec.dtype]))
+
+
+def _layer_weight_names(index: int) -> Callable[[str], str]:
+    return lambda name: name.replace("layer", f"model.layers.{index}", 1)
+
+
+def _head_weight_names(config: LlamaConfig) -> dict[str, str]:
+    """A tied head reads the embedding: one initializer, two uses."""
+    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    return {"norm.weight": "model.norm.weight", "lm_head.weight": head}
+
+
+def _rotary_tables(graph: ir.Graph, config: LlamaConfig, path: AttentionPath) -> dict[str, ir.Value]:
+    """Add the numbers that rotary embedding starts from, as the path takes them."""
+    inv_freq = inverse_frequencies(config)
+    if path != "flash":
+        return {"inv_freq": add_constant(graph, "rope.inv_freq", inv_freq.numpy())}
+    cos, sin = cos_sin(torch.arange(config.max_position_embeddings), inv_freq)
+    return {
+        "cos": add_constant(graph, "rope.cos", cos.numpy()),
+        "sin": add_constant(graph, "rope.sin", sin.numpy()),
+    }
+
+
+def _keep_last(graph: ir.Graph, hidden: ir.Value) -> ir.Value:
+    """Slice [B, T, hidden_size] to the last ``num_logits_to_keep`` tokens; from -0 on is all of them."""
+    assert hidden.shape is not None
+    keep = add_constant(graph, contract.NUM_LOGITS_TO_KEEP.name, np.zeros(1, np.int64))
+    graph.inputs.append(keep)
+    end = add_constant(graph, "keep.end", np.array([np.iinfo(np.int64).max]))
+    axis = add_constant(graph, "keep.axis", np.array([1]))
+    negate = ir.Node("", "Neg", [keep], name="keep.Neg", outputs=[ir.Value(name="keep.start")])
+    shape = ir.Shape((contract.BATCH, contract.LOGITS, hidden.shape[2]))
+    kept = ir.Value(name="keep.hidden", shape=shape, type=hidden.type)
+    cut = ir.Node("", "Slice", [hidden, negate.outputs[0], end, axis], name="keep.Slice", outputs=[kept])
+    graph.extend([negate, cut])
+    return kept

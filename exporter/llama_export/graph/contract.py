@@ -1,0 +1,66 @@
+"""The ONNX graph's inputs and outputs, as data: the single source for exporter, manifest and tests.
+
+The names are those that optimum, onnxruntime-genai, transformers.js and our own runtime all feed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llama_export.model.attention import AttentionPath
+from llama_export.model.config import LlamaConfig
+
+BATCH = "batch_size"
+SEQUENCE = "sequence_length"
+PAST = "past_sequence_length"
+TOTAL = "total_sequence_length"
+LOGITS = "logits_length"
+
+PAST_KEY = "past_key_values.{i}.key"
+PAST_VALUE = "past_key_values.{i}.value"
+PRESENT_KEY = "present.{i}.key"
+PRESENT_VALUE = "present.{i}.value"
+
+Dims = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: its name, dtype (``"int64"``, ``"float32"``) and dims, symbolic ones by name."""
+
+    name: str
+    dtype: str
+    shape: Dims
+
+
+NUM_LOGITS_TO_KEEP = TensorSpec("num_logits_to_keep", "int64", (1,))
+"""Overridable initializer, default 0: compute the logits of that many last tokens; 0 means all."""
+
+OPSETS: dict[AttentionPath, dict[str, int]] = {
+    "eager": {"": 18},
+    "sdpa": {"": 23},
+    "flash": {"": 23, "com.microsoft": 1},
+}
+IR_VERSIONS: dict[AttentionPath, int] = {"eager": 8, "sdpa": 11, "flash": 11}
+
+
+def inputs(config: LlamaConfig) -> list[TensorSpec]:
+    """What a causal LM graph must be fed, in order."""
+    past: Dims = (BATCH, config.num_key_value_heads, PAST, config.head_dim)
+    specs = [
+        TensorSpec("input_ids", "int64", (BATCH, SEQUENCE)),
+        TensorSpec("attention_mask", "int64", (BATCH, TOTAL)),
+        TensorSpec("position_ids", "int64", (BATCH, SEQUENCE)),
+    ]
+    for i in range(config.num_hidden_layers):
+        specs += [TensorSpec(name.format(i=i), "float32", past) for name in (PAST_KEY, PAST_VALUE)]
+    return specs
+
+
+def outputs(config: LlamaConfig) -> list[TensorSpec]:
+    """What a causal LM graph returns, in order."""
+    present: Dims = (BATCH, config.num_key_value_heads, TOTAL, config.head_dim)
+    specs = [TensorSpec("logits", "float32", (BATCH, LOGITS, config.vocab_size))]
+    for i in range(config.num_hidden_layers):
+        specs += [TensorSpec(name.format(i=i), "float32", present) for name in (PRESENT_KEY, PRESENT_VALUE)]
+    return specs

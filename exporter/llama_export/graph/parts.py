@@ -1,0 +1,142 @@
+"""The model cut into the three parts that are traced once each: prologue, decoder layer, head.
+
+A part says which tensors it takes, with their dims by name, so that one place knows how to trace them all.
+Hidden states cross from part to part as [B, T, hidden_size]; the flattening on either side of a seam
+cancels in ``passes/reshape.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama_export.graph.contract import BATCH, LOGITS, PAST, SEQUENCE, TOTAL, Dims
+from llama_export.model.attention import AttentionPath
+from llama_export.model.cache import GrowingCache
+from llama_export.model.config import LlamaConfig
+from llama_export.model.layer import DecoderLayer, RMSNorm
+from llama_export.model.step import FusedStep, Step, make_fused_step, make_step
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of the model, ready to be traced.
+
+    Attributes:
+        build: Makes the module; called under fake tensors, so that no weight is allocated.
+        inputs: Name to dims and dtype, in the order of the module's arguments.
+        outputs: Names of what it returns.
+    """
+
+    build: Callable[[], nn.Module]
+    inputs: dict[str, tuple[Dims, torch.dtype]]
+    outputs: tuple[str, ...]
+
+
+def step_tensors(config: LlamaConfig, path: AttentionPath) -> dict[str, tuple[Dims, torch.dtype]]:
+    """What the prologue computes for all layers, in the order of the step's fields."""
+    half = config.head_dim // 2
+    if path == "flash":
+        return {
+            "cos": ((config.max_position_embeddings, half), torch.float32),
+            "sin": ((config.max_position_embeddings, half), torch.float32),
+            "seqlens_k": ((BATCH,), torch.int32),
+            "total_length": ((), torch.int32),
+            "bias": ((BATCH, 1, SEQUENCE, TOTAL), torch.float32),
+        }
+    return {
+        "cos": ((BATCH, SEQUENCE, half), torch.float32),
+        "sin": ((BATCH, SEQUENCE, half), torch.float32),
+        "visible": ((BATCH, 1, SEQUENCE, TOTAL), torch.bool),
+    }
+
+
+class _Prologue(nn.Module):
+    """Embeds the tokens and computes the step."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, inv_freq: Tensor
+    ) -> tuple[Tensor, ...]:
+        step = make_step(attention_mask, position_ids, inv_freq)
+        return self.embed_tokens(input_ids), *step
+
+
+class _FusedPrologue(_Prologue):
+    """Embeds the tokens and computes the step that GroupQueryAttention takes."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, ...]:
+        step = make_fused_step(attention_mask, input_ids.shape[1], cos, sin)
+        return self.embed_tokens(input_ids), step.seqlens_k, step.total_length, step.bias
+
+
+def prologue(config: LlamaConfig, path: AttentionPath) -> Part:
+    """The part before the first layer; its rotary tables are inputs, so that they stay initializers."""
+    int64 = torch.int64
+    inputs: dict[str, tuple[Dims, torch.dtype]] = {
+        "input_ids": ((BATCH, SEQUENCE), int64),
+        "attention_mask": ((BATCH, TOTAL), int64),
+    }
+    step = step_tensors(config, path)
+    if path == "flash":
+        inputs |= {name: step[name] for name in ("cos", "sin")}
+        return Part(lambda: _FusedPrologue(config), inputs, ("hidden", "seqlens_k", "total_length", "bias"))
+    inputs["position_ids"] = ((BATCH, SEQUENCE), int64)
+    inputs["inv_freq"] = ((config.head_dim // 2,), torch.float32)
+    return Part(lambda: _Prologue(config), inputs, ("hidden", *step))
+
+
+class _Layer(nn.Module):
+    """One decoder layer over explicit past tensors."""
+
+    def __init__(self, config: LlamaConfig, path: AttentionPath) -> None:
+        super().__init__()
+        self.layer = DecoderLayer(config, 0, path)
+        self.step = FusedStep if path == "flash" else Step
+
+    def forward(
+        self, hidden: Tensor, past_key: Tensor, past_value: Tensor, *step: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        cache = GrowingCache([past_key], [past_value])
+        out = self.layer(hidden.flatten(0, 1), self.step(*step), cache)
+        return out.view(hidden.shape), cache.keys[0], cache.values[0]
+
+
+def decoder_layer(config: LlamaConfig, path: AttentionPath) -> Part:
+    """One decoder layer; the graph holds ``num_hidden_layers`` copies of its trace."""
+    past = (BATCH, config.num_key_value_heads, PAST, config.head_dim), torch.float32
+    inputs: dict[str, tuple[Dims, torch.dtype]] = {
+        "hidden": ((BATCH, SEQUENCE, config.hidden_size), torch.float32),
+        "past_key": past,
+        "past_value": past,
+    }
+    inputs |= step_tensors(config, path)
+    return Part(lambda: _Layer(config, path), inputs, ("hidden", "present_key", "present_value"))
+
+
+class _Head(nn.Module):
+    """Final norm and language-model head."""
+
+    def __init__(self, config: LlamaConfig, path: AttentionPath) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config, path)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits = F.linear(self.norm(hidden.flatten(0, 1)), self.lm_head.weight)  # [N, V]
+        return logits.view(*hidden.shape[:2], -1)
+
+
+def head(config: LlamaConfig, path: AttentionPath) -> Part:
+    """The part behind the last layer, over the tokens whose logits are wanted."""
+    hidden: Dims = (BATCH, LOGITS, config.hidden_size)
+    return Part(lambda: _Head(config, path), {"hidden": (hidden, torch.float32)}, ("logits",))

@@ -1,0 +1,9 @@
+"""Rewrites of the assembled graph. Each says what it requires and what it ensures; numbers never change."""
+
+from __future__ import annotations
+
+from llama_export.graph.passes.reshape import simplify_reshapes
+from llama_export.graph.passes.residual_norm import fuse_residual_norm
+from llama_export.graph.passes.storage import store_weights_as
+
+__all__ = ["fuse_residual_norm", "simplify_reshapes", "store_weights_as"]

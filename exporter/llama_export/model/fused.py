@@ -1,0 +1,61 @@
+"""Operators that exist in exported graphs only: what the tracer writes in place of our own lines.
+
+``torch.onnx.ops`` gives them no values (GroupQueryAttention) or no gradient (RotaryEmbedding), so they are
+reached through ``torch.compiler.is_exporting()`` alone, at one place in ``layer.py``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llama_export.model.step import FusedStep
+
+
+def rotary_embedding(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Standard ``RotaryEmbedding`` (opset 23) of [B, H, T, D] by [B, T, D / 2] angles."""
+    rotated: Tensor = torch.onnx.ops.rotary_embedding(states, cos, sin)
+    return rotated
+
+
+def group_query_attention(
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, step: FusedStep
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``com.microsoft::GroupQueryAttention``: rotary embedding, cache and attention in one node.
+
+    Args:
+        query: [N, H * D], not rotated.
+        key: [N, K * D], not rotated.
+        value: [N, K * D].
+        past_key: [B, K, P, D], rotated.
+        past_value: [B, K, P, D].
+        step: Lengths, angles and bias.
+
+    Returns:
+        Context [N, H * D], present keys [B, K, S, D] and present values [B, K, S, D].
+    """
+    B, K, P, D = past_key.shape
+    T, H = step.bias.shape[2], query.shape[1] // D
+    present = [B, K, P + T, D]
+    inputs = [
+        query.view(B, T, H * D),
+        key.view(B, T, K * D),
+        value.view(B, T, K * D),
+        past_key,
+        past_value,
+        step.seqlens_k,
+        step.total_length,
+        step.cos,
+        step.sin,
+        None,  # position_ids, of which the operator would read the first row's alone
+        step.bias,
+    ]
+    context, keys, values = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        inputs,
+        attrs={"num_heads": H, "kv_num_heads": K, "do_rotary": 1, "rotary_interleaved": 0},
+        dtypes=[query.dtype] * 3,
+        shapes=[[B, T, H * D], present, present],
+        version=1,
+    )
+    return context.reshape(query.shape), keys, values

@@ -1,0 +1,167 @@
+"""The pipeline: checkpoint -> graph -> weights -> bundle -> verify -> publish, in this order."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from llama_export import parity
+from llama_export.bundle import Stage, beside, build_manifest, check_target, place_file, write_companions
+from llama_export.bundle.stage import MANIFEST
+from llama_export.checkpoint import Checkpoint, open_checkpoint
+from llama_export.errors import BundleError, CheckpointError, ParityError
+from llama_export.graph import build_graph
+from llama_export.progress import byte_progress
+from llama_export.recipe import Recipe
+from llama_export.weights import FileDigest, WeightPlan, attach_weights, plan_weights, write_weights
+from llama_runtime.errors import LlamaRuntimeError
+from llama_runtime.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A published bundle.
+
+    Attributes:
+        output: Its folder.
+        manifest: As it stands there.
+        report: The verification's outcome; None where it was not asked for.
+        placed_as: How linked weights got there: ``"reflink"``, ``"hard link"``, ``"copy"``, or ``"written"``.
+        seconds: Duration, verification included.
+    """
+
+    output: Path
+    manifest: Manifest
+    report: parity.Report | None
+    placed_as: str
+    seconds: float
+
+
+def default_output(checkpoint: Path) -> Path:
+    """``artifacts/<name of the checkpoint's folder>`` in the current folder."""
+    return Path("artifacts") / checkpoint.resolve().name
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    *,
+    recipe: Recipe | None = None,
+    force: bool = False,
+) -> Exported:
+    """Export a checkpoint to a bundle; nothing is left behind unless it succeeds.
+
+    Args:
+        checkpoint: A Hugging Face LLaMA folder.
+        output: The bundle's folder; default ``artifacts/<name>``, with ``beside`` the checkpoint's own.
+        recipe: The choices; the default is exact: linked weights, flash path, verified.
+        force: Replace an existing bundle.
+
+    Raises:
+        LlamaExportError: Bad input or output, with one sentence and a hint.
+        ParityError: The bundle does not compute what the reference computes; it is kept as ``<name>.failed``.
+    """
+    start = time.monotonic()
+    recipe = recipe or Recipe()
+    source = open_checkpoint(Path(checkpoint))
+    plan = plan_weights(source, recipe.weights, recipe.precision)
+    if recipe.weights == "beside":
+        target = beside.check(source, None if output is None else Path(output), force=force)
+    else:
+        target = Path(output) if output is not None else default_output(source.folder)
+        check_target(target, force=force)
+        _refuse_nesting(source.folder, target)
+    check_tokenizer(source)
+
+    written = plan.total_bytes if recipe.weights == "copy" else 0
+    with Stage(beside.stage_target(target) if recipe.weights == "beside" else target, written) as stage:
+        manifest, placed_as = _fill(source, plan, recipe, stage.folder)
+        report = None
+        if recipe.verify:
+            report = parity.verify_bundle(stage.folder, source)
+            if not report.passed:
+                kept = stage.keep_failed()
+                raise ParityError(
+                    f"{report.first_failure()}; nothing was published", f"the failed bundle is kept in {kept}"
+                )
+            manifest = parity.record(stage.folder, manifest, report)
+        if recipe.weights == "beside":
+            beside.publish(stage.folder, target)
+        else:
+            stage.publish()
+    return Exported(target, manifest, report, placed_as, time.monotonic() - start)
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Open the checkpoint's tokenizer as a runtime will, so that a damaged one is refused before any work."""
+    from llama_export.bundle.manifest import tokenizer_file, tokens
+    from llama_runtime.tokenizer import open_tokenizer
+
+    entry = tokenizer_file(checkpoint)
+    if entry is None:
+        return
+    try:
+        open_tokenizer(checkpoint.folder, entry, tokens(checkpoint))
+    except LlamaRuntimeError as error:
+        raise CheckpointError(
+            error.message, error.hint or "download the checkpoint's tokenizer again"
+        ) from None
+
+
+def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) -> tuple[Manifest, str]:
+    """Write everything into the stage; the weights are streamed while the graph is traced."""
+    onnx = folder / "onnx"
+    onnx.mkdir()
+    data_folder = folder if plan.mode == "beside" else onnx
+    source_bytes = sum(path.stat().st_size for path in source.weight_files)
+    with byte_progress("reading weights", source_bytes) as advance, ThreadPoolExecutor(1) as background:
+        streaming = background.submit(write_weights, source, plan, data_folder, advance)
+        model = build_graph(source.config, recipe.attention)
+        attach_weights(model, plan)
+        (onnx / plan.model_name).write_bytes(ir.to_proto(model).SerializeToString())
+        source_digests, data_digests = streaming.result()
+
+    placed_as = "written"
+    for location, file in plan.data_files.items():
+        if file is not None:
+            placed_as = place_file(file, data_folder / location)
+            data_digests[location] = source_digests[file]
+    if plan.mode == "beside":
+        beside.copy_companions(source, folder)
+    else:
+        write_companions(source, plan, recipe.attention, folder)
+
+    known = {
+        (data_folder / location).relative_to(folder).as_posix(): d for location, d in data_digests.items()
+    }
+    files = {
+        name: known.get(name) or digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and (name := path.relative_to(folder).as_posix())
+    }
+    sources = {path.name: d for path, d in source_digests.items()}
+    sources["config.json"] = digest(source.folder / "config.json")
+    manifest = build_manifest(source, plan, recipe.attention, files, sources)
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest, placed_as
+
+
+def digest(path: Path) -> FileDigest:
+    """Size and SHA-256 of one file."""
+    with path.open("rb") as stream:
+        return FileDigest(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def _refuse_nesting(checkpoint: Path, target: Path) -> None:
+    """A bundle is published by replacing its folder, so it must not contain the checkpoint, nor be it."""
+    inner, outer = checkpoint.resolve(), target.resolve()
+    if inner == outer or outer in inner.parents:
+        raise BundleError(
+            f"{target}: contains the checkpoint, the output must be a folder of its own",
+            "name another output, or use --weights beside to keep everything in the checkpoint's folder",
+        )

@@ -1,0 +1,86 @@
+"""What an export will do, said before it does it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_export.checkpoint import Checkpoint
+from llama_export.recipe import Recipe
+from llama_export.weights import WeightPlan, plan_weights
+
+# Bytes a second of hashing, checking and casting on one core, and seconds of tracing: measured on 2 x86-64
+# cores in November 2026 (benchmarks/LOG.md), and only used to say roughly how long it will take.
+_STREAM_BYTES_PER_S, _TRACE_S = 1.0e9, 7.0
+_BASE_MEMORY_BYTES = 400 << 20
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """The outcome of an export, before any work.
+
+    Attributes:
+        checkpoint: The folder that is read.
+        output: The folder that will be the bundle.
+        recipe: The choices.
+        files: Relative path to size in bytes, the large ones; the small ones are not listed.
+        written_bytes: New bytes on disk (a link adds none).
+        peak_memory_bytes: Private memory of the export itself, roughly.
+        seconds: Duration without verification, roughly.
+        run_time_note: What the choice costs when the bundle is run.
+    """
+
+    checkpoint: Path
+    output: Path
+    recipe: Recipe
+    files: dict[str, int]
+    written_bytes: int
+    peak_memory_bytes: int
+    seconds: float
+    run_time_note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return asdict(self) | {"checkpoint": str(self.checkpoint), "output": str(self.output)}
+
+
+def plan_export(checkpoint: Checkpoint, output: Path, recipe: Recipe) -> ExportPlan:
+    """Say what an export would do.
+
+    Raises:
+        OptionError: The recipe contradicts itself or the checkpoint.
+    """
+    weights = plan_weights(checkpoint, recipe.weights, recipe.precision)
+    source_bytes = sum(path.stat().st_size for path in checkpoint.weight_files)
+    written = weights.total_bytes if recipe.weights == "copy" else 0
+    return ExportPlan(
+        checkpoint=checkpoint.folder,
+        output=output,
+        recipe=recipe,
+        files=_files(weights),
+        written_bytes=written,
+        peak_memory_bytes=_BASE_MEMORY_BYTES,
+        seconds=_TRACE_S + (source_bytes + written) / _STREAM_BYTES_PER_S,
+        run_time_note=run_time_note(weights),
+    )
+
+
+def _files(weights: WeightPlan) -> dict[str, int]:
+    folder = "" if weights.mode == "beside" else "onnx/"
+    return {
+        folder + location: source.stat().st_size if source else weights.total_bytes
+        for location, source in weights.data_files.items()
+    }
+
+
+def run_time_note(weights: WeightPlan) -> str:
+    """What the stored precision costs when a CPU session loads it."""
+    values = sum(weight.nbytes // weight.dtype.itemsize for weight in weights.weights.values())
+    if weights.precision == "float32":
+        return f"on CPU the weights are mapped, not copied: {values * 4 / 2**30:.2f} GiB of page cache"
+    return (
+        f"on CPU the {weights.precision} weights are converted to float32 whenever a session loads: "
+        f"{values * 4 / 2**30:.2f} GiB of private memory and some seconds; "
+        "--weights copy --precision float32 does it once, on disk"
+    )

@@ -1,0 +1,68 @@
+"""What is wanted: the choices of one export, frozen, from options or from a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_export.errors import OptionError
+from llama_export.model.attention import ATTENTION_PATHS, AttentionPath
+from llama_export.weights.plan import PRECISIONS, WEIGHT_MODES, WeightMode
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The choices of one export; the defaults are exact.
+
+    Attributes:
+        attention: Which attention path the graph computes.
+        weights: How the checkpoint's weights get into the bundle.
+        precision: Storage dtype for ``weights="copy"``; None keeps the checkpoint's.
+        verify: Whether the staged bundle must equal the reference before it is published.
+
+    Raises:
+        OptionError: A value is not one of those allowed.
+    """
+
+    attention: AttentionPath = "flash"
+    weights: WeightMode = "link"
+    precision: str | None = None
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("attention", self.attention, ATTENTION_PATHS)
+        _one_of("weights", self.weights, WEIGHT_MODES)
+        if self.precision is not None:
+            _one_of("precision", self.precision, tuple(PRECISIONS))
+        if not isinstance(self.verify, bool):
+            raise OptionError(f"verify is {self.verify!r}, must be true or false")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe from a TOML file.
+
+    Raises:
+        OptionError: The file cannot be read, a key is unknown or a value not allowed; named.
+    """
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be read ({error.strerror})", "name a TOML file") from None
+    except ValueError as error:  # TOML syntax and UTF-8 alike
+        raise OptionError(f"{path}: not TOML ({error})", "recipes/ holds examples") from None
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for key in table:
+        if key not in known:
+            raise OptionError(f"{path}: unknown key {key}, known are {', '.join(known)}")
+    try:
+        return Recipe(**table)
+    except OptionError as error:
+        raise OptionError(f"{path}: {error.message}", error.hint) from None
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise OptionError(f"{name} is {value!r}, must be one of {', '.join(allowed)}")

@@ -1,0 +1,118 @@
+"""What the commands say to a person: facts in, lines out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama_export.parity import Report
+    from llama_export.pipeline import Exported
+    from llama_export.plan import ExportPlan
+
+
+def size(nbytes: int) -> str:
+    """Bytes in the unit that a person would choose."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024  # type: ignore[assignment]
+    return f"{nbytes:.2f} GiB"
+
+
+def plan_lines(plan: ExportPlan) -> list[str]:
+    """The plan of ``--dry-run``."""
+    recipe = plan.recipe
+    return [
+        f"export    {plan.checkpoint} -> {plan.output}",
+        f"choices   attention {recipe.attention}, weights {recipe.weights}, "
+        f"precision {recipe.precision or 'as in the checkpoint'}, verify {'yes' if recipe.verify else 'no'}",
+        *(f"file      {name}  {size(nbytes)}" for name, nbytes in plan.files.items()),
+        f"disk      {size(plan.written_bytes)} of new data",
+        f"memory    about {size(plan.peak_memory_bytes)} of private memory while exporting",
+        f"time      about {plan.seconds:.0f} s"
+        + (", verification about as long again" if recipe.verify else ""),
+        f"running   {plan.run_time_note}",
+    ]
+
+
+def report_lines(report: Report) -> list[str]:
+    """One line a rung, and the verdict."""
+    lines = []
+    for rung in report.rungs:
+        measured = "not measured" if rung.measured is None else f"{rung.measured:.2g}"
+        mark = "-" if rung.measured is None else "ok" if rung.passed else "RED"
+        lines.append(f"{mark:4}{rung.name:20} {measured:>12}  (allowed {rung.tolerance:g}: {rung.detail})")
+    verdict = "equal to the reference" if report.passed else f"differs: {report.first_failure()}"
+    return [*lines, f"{verdict}; {report.tokens_compared} tokens in {report.seconds:.1f} s"]
+
+
+def exported_lines(exported: Exported) -> list[str]:
+    """What was made, what it proves and what to do next."""
+    manifest, report = exported.manifest, exported.report
+    weights = exported.placed_as if manifest.weights != "copy" else "written anew"
+    total = sum(entry.size_bytes for entry in manifest.files)
+    lines = [
+        f"bundle    {exported.output}: {size(total)}, {manifest.attention} attention, "
+        f"{manifest.precision} weights ({weights}), {exported.seconds:.1f} s"
+    ]
+    if report is None:
+        lines.append("parity    not verified")
+    else:
+        worst = max(rung.measured or 0.0 for rung in report.rungs if "logit" in rung.detail)
+        lines.append(
+            f"parity    equal to eager PyTorch: logits within {worst:.1e} of the largest, "
+            f"{report.tokens_compared} greedy tokens the same"
+        )
+    lines.append(f'next      llama-export run {exported.output} "your prompt"')
+    lines.append(_other_choice(manifest.precision, manifest.weights))
+    return lines
+
+
+def _other_choice(precision: str, weights: str) -> str:
+    """How to get a smaller or faster bundle than this one."""
+    if precision != "float32":
+        return "faster    starts at once on CPU: --weights copy --precision float32 (twice the disk)"
+    if weights == "copy":
+        return "smaller   half the disk: --weights copy --precision bfloat16 (or float16)"
+    return "smaller   half the disk, rounded: --weights copy --precision float16 (or bfloat16)"
+
+
+def checkpoint_lines(facts: dict[str, Any]) -> list[str]:
+    """What ``inspect`` says of a checkpoint."""
+    if not facts["supported"]:
+        lines = [f"checkpoint  {facts['folder']}", f"supported   no: {facts['reason']}"]
+        return [*lines, f"hint        {facts['hint']}"] if facts["hint"] else lines
+    config = facts["config"]
+    rope = config["rope"]
+    return [
+        f"checkpoint  {facts['folder']}",
+        f"model       {facts['parameters'] / 1e6:,.1f} M parameters, {facts['precision']}, "
+        f"{len(facts['tensors'])} tensors in {len(facts['weight_files'])} files, "
+        f"{size(sum(facts['weight_files'].values()))}",
+        f"shape       {config['num_hidden_layers']} layers, hidden {config['hidden_size']}, "
+        f"{config['num_attention_heads']} heads over {config['num_key_value_heads']} kv heads "
+        f"of {config['head_dim']}, "
+        f"mlp {config['intermediate_size']}, vocabulary {config['vocab_size']}, "
+        f"{'tied' if config['tie_word_embeddings'] else 'untied'} head",
+        f"positions   {config['max_position_embeddings']}, rope {rope['rope_type']}, "
+        f"theta {rope['rope_theta']:g}",
+        f"files       {', '.join(facts['companions']) or 'no tokenizer, no licence'}",
+        "supported   yes: llama-export onnx " + facts["folder"],
+    ]
+
+
+def bundle_lines(facts: dict[str, Any]) -> list[str]:
+    """What ``inspect`` says of a bundle."""
+    parity = facts["parity"]
+    verdict = "not verified" if parity is None else "verified" if parity["passed"] else "differs"
+    graph, cache = facts["graph"], facts["cache"]
+    return [
+        f"bundle      {facts['folder']} (format {facts['format_version']}, {facts['task']})",
+        f"graph       {graph['path']}, opset {graph['opset']}, {facts['attention']} attention, "
+        f"cache {'in place' if cache['in_place'] else 'growing'}",
+        f"weights     {facts['precision']}, {facts['weights']}",
+        f"limits      {facts['limits']['max_position_embeddings']} positions, "
+        f"vocabulary {facts['limits']['vocab_size']}, tokenizer {facts['tokenizer'] or 'none'}",
+        *(f"file        {path}  {size(nbytes)}" for path, nbytes in facts["files"].items()),
+        f"parity      {verdict}, {facts['known_answers']} known answers",
+    ]

@@ -1,0 +1,9 @@
+"""Stage 4: the checkpoint's tensors become the graph's initializers, streamed, never gathered."""
+
+from __future__ import annotations
+
+from llama_export.weights.attach import attach_weights
+from llama_export.weights.plan import WeightMode, WeightPlan, plan_weights
+from llama_export.weights.stream import FileDigest, write_weights
+
+__all__ = ["FileDigest", "WeightMode", "WeightPlan", "attach_weights", "plan_weights", "write_weights"]

@@ -1,0 +1,124 @@
+"""Where every weight will stand in the bundle, decided before a byte is moved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from llama_export.checkpoint import Checkpoint, StoredTensor
+from llama_export.errors import OptionError
+
+WeightMode = Literal["link", "copy", "beside"]
+WEIGHT_MODES: tuple[WeightMode, ...] = get_args(WeightMode)
+PRECISIONS: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+PRECISION_OF = {dtype: name for name, dtype in PRECISIONS.items()}
+
+# Large tensors start on a page of the largest common size, so that any system can map them by themselves.
+_LARGE_BYTES, _LARGE_ALIGNMENT, _SMALL_ALIGNMENT = 1 << 20, 1 << 16, 64
+
+
+@dataclass(frozen=True)
+class PlacedWeight:
+    """A weight's place: which checkpoint tensor, and where its bytes stand in which data file."""
+
+    source: StoredTensor
+    dtype: torch.dtype
+    location: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """All weights' places.
+
+    Attributes:
+        mode: ``link``, ``copy`` or ``beside``.
+        precision: The dtype that most of the stored bytes have.
+        model_name: The graph's file in ``onnx/``; the data files' names follow it.
+        data_files: Location to the source file it stands for; None where it is written anew.
+        weights: Initializer name to place, in the order of the source files' bytes.
+        total_bytes: Size of all data files.
+    """
+
+    mode: WeightMode
+    precision: str
+    model_name: str
+    data_files: dict[str, Path | None]
+    weights: dict[str, PlacedWeight]
+    total_bytes: int
+
+
+def plan_weights(checkpoint: Checkpoint, mode: WeightMode, precision: str | None) -> WeightPlan:
+    """Decide where every weight will stand.
+
+    Args:
+        checkpoint: Its headers have been read.
+        mode: ``link`` refers to the checkpoint's bytes from inside the bundle, ``beside`` from beside
+            the checkpoint's files, ``copy`` writes them anew.
+        precision: Storage dtype for ``copy``; None keeps the checkpoint's.
+
+    Raises:
+        OptionError: Linked weights cannot change their precision.
+    """
+    stored = PRECISION_OF[checkpoint.dtype]
+    if mode == "copy":
+        return _plan_copy(checkpoint, precision or stored)
+    if precision not in (None, stored):
+        raise OptionError(
+            f"--weights {mode} keeps the checkpoint's {stored}, --precision asks for {precision}",
+            f"add --weights copy, which writes the weights anew as {precision}",
+        )
+    return _plan_link(checkpoint, mode, stored)
+
+
+def model_name(precision: str, mode: WeightMode) -> str:
+    """File name of the graph, as transformers.js looks for it by precision."""
+    return "model_fp16.onnx" if mode == "copy" and precision == "float16" else "model.onnx"
+
+
+def data_file_name(model: str, index: int) -> str:
+    """Name of a graph's ``index``-th data file, as transformers.js counts them."""
+    return f"{model}_data" + (f"_{index}" if index else "")
+
+
+def in_file_order(checkpoint: Checkpoint) -> list[tuple[str, StoredTensor]]:
+    """Name every tensor in the order its bytes stand in on disk."""
+    rank = {path: index for index, path in enumerate(checkpoint.weight_files)}
+    return sorted(checkpoint.tensors.items(), key=lambda item: (rank[item[1].file], item[1].offset))
+
+
+def _plan_link(checkpoint: Checkpoint, mode: WeightMode, precision: str) -> WeightPlan:
+    name = model_name(precision, mode)
+    if mode == "beside":
+        locations = {path: path.name for path in checkpoint.weight_files}
+    else:
+        locations = {path: data_file_name(name, i) for i, path in enumerate(checkpoint.weight_files)}
+    weights = {
+        key: PlacedWeight(tensor, tensor.dtype, locations[tensor.file], tensor.offset, tensor.nbytes)
+        for key, tensor in in_file_order(checkpoint)
+    }
+    data_files: dict[str, Path | None] = {location: path for path, location in locations.items()}
+    total = sum(path.stat().st_size for path in checkpoint.weight_files)
+    return WeightPlan(mode, precision, name, data_files, weights, total)
+
+
+def _plan_copy(checkpoint: Checkpoint, precision: str) -> WeightPlan:
+    dtype = PRECISIONS[precision]
+    name = model_name(precision, "copy")
+    location = data_file_name(name, 0)
+    weights, end = {}, 0
+    for key, tensor in in_file_order(checkpoint):
+        nbytes = tensor.nbytes // tensor.dtype.itemsize * dtype.itemsize
+        alignment = _LARGE_ALIGNMENT if nbytes >= _LARGE_BYTES else _SMALL_ALIGNMENT
+        offset = -(-end // alignment) * alignment
+        weights[key] = PlacedWeight(tensor, dtype, location, offset, nbytes)
+        end = offset + nbytes
+    return WeightPlan("copy", precision, name, {location: None}, weights, end)

@@ -1,0 +1,55 @@
+"""Run a llama-export bundle: text in, text out, without PyTorch.
+
+>>> import llama_runtime
+>>> llama_runtime.generate("artifacts/demo", "Once upon a time", max_new_tokens=32)  # doctest: +SKIP
+
+``load`` opens a bundle once for many prompts; ``Session`` underneath maps token ids to logits.
+"""
+
+from llama_runtime.cache import KVCache
+from llama_runtime.errors import (
+    LlamaRuntimeError,
+    ManifestError,
+    MissingExtraError,
+    OptionError,
+    PromptError,
+    SelftestError,
+    SessionError,
+    TokenizerError,
+)
+from llama_runtime.generate import Generation, Generator, Piece, Timings, generate, load
+from llama_runtime.manifest import Manifest, check_hashes, check_structure, read_manifest
+from llama_runtime.sampling import SamplingOptions
+from llama_runtime.selftest import Difference, SelftestReport, selftest
+from llama_runtime.session import Session, open_session
+from llama_runtime.tokenizer import Tokenizer, open_tokenizer
+
+__all__ = [
+    "Difference",
+    "Generation",
+    "Generator",
+    "KVCache",
+    "LlamaRuntimeError",
+    "Manifest",
+    "ManifestError",
+    "MissingExtraError",
+    "OptionError",
+    "Piece",
+    "PromptError",
+    "SamplingOptions",
+    "SelftestError",
+    "SelftestReport",
+    "Session",
+    "SessionError",
+    "Timings",
+    "Tokenizer",
+    "TokenizerError",
+    "check_hashes",
+    "check_structure",
+    "generate",
+    "load",
+    "open_session",
+    "open_tokenizer",
+    "read_manifest",
+    "selftest",
+]

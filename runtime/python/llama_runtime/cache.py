@@ -1,0 +1,70 @@
+"""The keys and values of the positions a session has seen, and what is bound to them.
+
+B rows, T new tokens, P past tokens, K kv heads, D head_dim, V vocabulary, C capacity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llama_runtime.errors import PromptError
+
+if TYPE_CHECKING:
+    from llama_runtime.manifest import Cache
+    from llama_runtime.step import Step
+
+
+@dataclass
+class KVCache:
+    """One conversation's cache; made by ``Session.new_cache``, used by one caller at a time.
+
+    Attributes:
+        rows: B.
+        capacity: C, the most positions a row may hold.
+        length: P, the positions that are valid now; what lies behind them is never read.
+        in_place: Whether the graph writes into ``tensors`` or returns longer ones.
+        tensors: Key and value of layer 0, of layer 1, ...: NumPy arrays [B, K, C, D] in place,
+            OrtValues [B, K, P, D] when growing.
+        step: What the last run had bound; the next run of the same shape uses it again.
+    """
+
+    rows: int
+    capacity: int
+    in_place: bool
+    tensors: list[Any]
+    length: int = 0
+    step: Step | None = field(default=None, repr=False)
+
+    def require_room(self, tokens: int) -> None:
+        """Raise PromptError unless ``tokens`` more positions fit; a write beyond C would corrupt a row."""
+        if self.length + tokens > self.capacity:
+            raise PromptError(
+                f"{tokens} more tokens after {self.length}, the cache has room for {self.capacity}",
+                "open the cache with a larger capacity",
+            )
+
+
+def empty_cache(shape: Cache, rows: int, capacity: int) -> KVCache:
+    """Make a cache without positions.
+
+    Args:
+        shape: The manifest's ``cache``.
+        rows: B.
+        capacity: C; memory is allocated for all of it only in place, and touched as it fills.
+    """
+    length = capacity if shape.in_place else 0
+    dims = (rows, shape.num_key_value_heads, length, shape.head_dim)
+    tensors = [np.zeros(dims, shape.dtype) for _ in range(2 * shape.num_hidden_layers)]
+    return KVCache(rows, capacity, shape.in_place, tensors)
+
+
+def cache_names(shape: Cache) -> tuple[list[str], list[str]]:
+    """Names of the past inputs and of the present outputs, in the order of ``KVCache.tensors``."""
+    layers = range(shape.num_hidden_layers)
+    past = [name.replace("{i}", str(i)) for i in layers for name in (shape.key_name, shape.value_name)]
+    present_names = (shape.present_key_name, shape.present_value_name)
+    present = [name.replace("{i}", str(i)) for i in layers for name in present_names]
+    return past, present

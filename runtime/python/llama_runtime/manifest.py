@@ -1,0 +1,309 @@
+"""manifest.json, version 1: the one file a runtime reads to know everything about a bundle.
+
+The exporter writes it through these dataclasses, the runtimes read it; FORMAT.md says in
+words, and manifest.schema.json as JSON Schema, what is said here in types.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llama_runtime import strict_json
+from llama_runtime.errors import ManifestError
+from llama_runtime.integrity import check_hashes, check_structure
+
+__all__ = [
+    "Cache",
+    "FileEntry",
+    "Graph",
+    "KnownAnswer",
+    "Limits",
+    "Manifest",
+    "Probe",
+    "TensorSpec",
+    "TokenizerFile",
+    "Tokens",
+    "check_hashes",
+    "check_relative_path",
+    "check_structure",
+    "read_manifest",
+]
+
+FORMAT = "llama-export"
+VERSION = 1
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 64 << 20
+EXPORT_AGAIN = "export the checkpoint again, or copy the whole bundle again"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The ONNX file, and the folder that its external data locations are relative to."""
+
+    path: str
+    opset: int
+    ir_version: int
+    external_data_folder: str
+
+    def __post_init__(self) -> None:
+        check_relative_path("path", self.path)
+        if self.external_data_folder != ".":
+            check_relative_path("external_data_folder", self.external_data_folder)
+        _check_at_least(1, opset=self.opset, ir_version=self.ir_version)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of the graph; a string in ``shape`` names a dynamic dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The key/value cache.
+
+    ``{i}`` in a name stands for the layer; ``in_place`` binds one buffer as past and present.
+    """
+
+    num_hidden_layers: int
+    num_key_value_heads: int
+    head_dim: int
+    dtype: Literal["float32", "float16"]
+    key_name: str
+    value_name: str
+    present_key_name: str
+    present_value_name: str
+    in_place: bool
+
+    def __post_init__(self) -> None:
+        _check_at_least(
+            1,
+            num_hidden_layers=self.num_hidden_layers,
+            num_key_value_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+        )
+        for field in ("key_name", "value_name", "present_key_name", "present_value_name"):
+            if "{i}" not in getattr(self, field):
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}, needs a name with {{i}} for the layer"
+                )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many positions and token ids the model knows."""
+
+    max_position_embeddings: int
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, max_position_embeddings=self.max_position_embeddings, vocab_size=self.vocab_size)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Special token ids; generation ends at any of ``eos_token_ids``."""
+
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """Which file holds the vocabulary, and whether a prompt gets BOS in front and EOS behind."""
+
+    kind: Literal["sentencepiece", "tokenizers"]
+    path: str
+    add_bos: bool
+    add_eos: bool
+
+    def __post_init__(self) -> None:
+        check_relative_path("path", self.path)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file as it was published: relative path, size, and SHA-256 in lowercase hexadecimal."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_relative_path("path", self.path)
+        _check_at_least(0, size_bytes=self.size_bytes)
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"sha256 is {self.sha256!r}, needs 64 lowercase hexadecimal digits")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Some of the reference's logits at the step that chose ``tokens[position]``."""
+
+    position: int
+    token_ids: tuple[int, ...]
+    logits: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_at_least(0, position=self.position)
+        if len(self.token_ids) != len(self.logits):
+            raise ValueError(f"logits has {len(self.logits)} numbers, token_ids {len(self.token_ids)}")
+
+
+@dataclass(frozen=True)
+class KnownAnswer:
+    """A prompt, the reference's greedy continuation, and what a device must reproduce of it.
+
+    ``near_ties`` are indices into ``tokens`` where the reference's two best logits are too
+    close to demand equality; ``tolerance`` is absolute and holds for every probe.
+    """
+
+    prompt: str | None
+    prompt_tokens: tuple[int, ...]
+    tokens: tuple[int, ...]
+    near_ties: tuple[int, ...]
+    probes: tuple[Probe, ...]
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        if not self.prompt_tokens or not self.tokens:
+            raise ValueError("prompt_tokens and tokens need at least one token each")
+        if self.tolerance < 0:
+            raise ValueError(f"tolerance is {self.tolerance}, needs at least 0")
+        for position in (*self.near_ties, *(probe.position for probe in self.probes)):
+            if not 0 <= position < len(self.tokens):
+                raise ValueError(
+                    f"near_ties and probes name position {position}, tokens has {len(self.tokens)}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything a runtime needs to know about a bundle; None says that there is none, or not measured."""
+
+    format: Literal["llama-export"] = "llama-export"
+    version: Literal[1] = 1
+    created_with: dict[str, str]
+    task: str
+    precision: str
+    weights: Literal["link", "copy", "beside"]
+    attention: Literal["eager", "sdpa", "flash"]
+    model: Graph
+    inputs: tuple[TensorSpec, ...]
+    optional_inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    cache: Cache
+    limits: Limits
+    tokens: Tokens
+    tokenizer: TokenizerFile | None
+    chat_template: str | None
+    files: tuple[FileEntry, ...]
+    source: tuple[FileEntry, ...]
+    known_answers: tuple[KnownAnswer, ...]
+    parity: dict[str, Any] | None
+
+    def __post_init__(self) -> None:
+        self._check_files()
+        self._check_token_ids()
+
+    def to_json(self) -> str:
+        """Write the manifest as JSON: fields in the order declared here, two spaces, one final newline."""
+        document = dataclasses.asdict(self)
+        document["created_with"] = dict(sorted(self.created_with.items()))
+        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def _check_files(self) -> None:
+        paths: set[str] = set()
+        for entry in self.files:
+            if entry.path == MANIFEST_NAME or entry.path in paths:
+                raise ValueError(
+                    f"files lists {entry.path!r}, needs each file once and {MANIFEST_NAME} never"
+                )
+            paths.add(entry.path)
+        needed = [self.model.path] + ([self.tokenizer.path] if self.tokenizer else [])
+        for path in needed:
+            if path not in paths:
+                raise ValueError(f"files does not list {path!r}, which model or tokenizer names")
+
+    def _check_token_ids(self) -> None:
+        single = [self.tokens.bos_token_id, self.tokens.pad_token_id]
+        ids = [*self.tokens.eos_token_ids, *(token for token in single if token is not None)]
+        for answer in self.known_answers:
+            ids += [*answer.prompt_tokens, *answer.tokens]
+            ids += [token for probe in answer.probes for token in probe.token_ids]
+        for token in ids:
+            if not 0 <= token < self.limits.vocab_size:
+                raise ValueError(
+                    f"tokens or known_answers name id {token}, limits.vocab_size is {self.limits.vocab_size}"
+                )
+        if self.tokenizer and self.tokenizer.add_bos and self.tokens.bos_token_id is None:
+            raise ValueError("tokens.bos_token_id is null, tokenizer.add_bos needs one")
+
+
+def check_relative_path(field: str, path: str) -> None:
+    """Refuse a path that could leave the folder, or that means different files on different systems.
+
+    Raises:
+        ValueError: Empty, absolute, with a backslash, drive, NUL, or an empty, '.' or '..' part.
+    """
+    parts = path.split("/")
+    if not path or any(part in ("", ".", "..") for part in parts) or re.search(r"[\\:\x00-\x1f]", path):
+        raise ValueError(f"{field} is {path!r}, needs a relative path with '/' and without '..'")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a bundle's manifest; touches no other file.
+
+    Args:
+        folder: The bundle.
+
+    Raises:
+        ManifestError: No bundle there, a newer version, or a missing or wrong field, named.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes > MAX_MANIFEST_BYTES:
+            raise ManifestError(f"{path}: {size_bytes} bytes, at most {MAX_MANIFEST_BYTES} are allowed")
+        document = strict_json.parse(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        hint = "name the folder that `llama-export onnx` wrote"
+        raise ManifestError(
+            f"{folder}: not a bundle, {MANIFEST_NAME} cannot be read ({error.strerror})", hint
+        ) from None
+    except UnicodeDecodeError:
+        raise ManifestError(f"{path}: not UTF-8", EXPORT_AGAIN) from None
+    except strict_json.StrictJsonError as error:
+        raise ManifestError(f"{path}: {error}", EXPORT_AGAIN) from None
+    _check_version(path, document)
+    try:
+        return strict_json.decode(Manifest, document)
+    except strict_json.StrictJsonError as error:
+        raise ManifestError(f"{path}: {error}", EXPORT_AGAIN) from None
+
+
+def _check_version(path: Path, document: Any) -> None:
+    # Before any other field: a newer version may have changed all of them.
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ManifestError(f'{path}: not a bundle of ours, needs "format": "{FORMAT}"')
+    version = document.get("version")
+    if type(version) is int and version > VERSION:
+        hint = "upgrade llama-export, or export the checkpoint again with this version"
+        raise ManifestError(
+            f"{path}: version {version} is newer than this runtime, which reads {VERSION}", hint
+        )
+
+
+def _check_at_least(least: int, **fields: int) -> None:
+    for field, value in fields.items():
+        if value < least:
+            raise ValueError(f"{field} is {value}, needs at least {least}")

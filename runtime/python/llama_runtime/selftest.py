@@ -1,0 +1,143 @@
+"""Replay a bundle's known answers: does it compute here what the reference computed at export?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llama_runtime.errors import ManifestError, SelftestError
+from llama_runtime.generate import Generator, load
+from llama_runtime.manifest import KnownAnswer
+from llama_runtime.sampling import greedy
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as the reference had it.
+
+    Attributes:
+        answer: Which of the known answers, from 0.
+        position: Index into the answer's tokens; None for the prompt's own tokens.
+        what: "token", "logit" or "prompt".
+        expected: What the reference had: a token, a logit, or the prompt's tokens.
+        got: What this device has.
+    """
+
+    answer: int
+    position: int | None
+    what: str
+    expected: int | float | tuple[int, ...]
+    got: int | float | tuple[int, ...]
+
+    def __str__(self) -> str:
+        place = "" if self.position is None else f" at token {self.position}"
+        return f"answer {self.answer}{place}: {self.what} is {self.got}, the reference has {self.expected}"
+
+
+@dataclass(frozen=True)
+class SelftestReport:
+    """What the replay found.
+
+    Attributes:
+        answers: How many known answers were replayed.
+        tokens: How many tokens were compared.
+        near_ties_taken: Tokens that differ where the reference's best two were too close to tell.
+        largest_logit_difference: Over all probes, absolute; None where there are none.
+        differences: All that is wrong; empty when the bundle is right.
+    """
+
+    answers: int
+    tokens: int
+    near_ties_taken: int
+    largest_logit_difference: float | None
+    differences: tuple[Difference, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the bundle computes here what it should."""
+        return not self.differences
+
+    def check(self) -> None:
+        """Raise SelftestError, which says the first difference, unless all is right."""
+        if self.differences:
+            more = len(self.differences) - 1
+            rest = f", and {more} more" if more else ""
+            raise SelftestError(
+                f"the known answers differ: {self.differences[0]}{rest}",
+                "check the files' hashes; if they are right, this device computes something else",
+            )
+
+
+@dataclass
+class _Tally:
+    near_ties_taken: int
+    logit_differences: list[float]
+    differences: list[Difference]
+
+
+def selftest(path: str | Path, threads: int | None = None) -> SelftestReport:
+    """Open a bundle and replay its known answers.
+
+    Args:
+        path: The bundle's folder.
+        threads: As for ``load``.
+
+    Raises:
+        ManifestError: The bundle has no known answers.
+        LlamaRuntimeError: Whatever ``load`` refuses.
+    """
+    generator = load(path, threads)
+    answers = generator.manifest.known_answers
+    if not answers:
+        raise ManifestError(f"{path}: the manifest has no known answers", "export again with verification")
+    tally = _Tally(0, [], [])
+    for index, answer in enumerate(answers):
+        _compare_prompt(generator, index, answer, tally)
+        _replay(generator, index, answer, tally)
+    return SelftestReport(
+        answers=len(answers),
+        tokens=sum(len(answer.tokens) for answer in answers),
+        near_ties_taken=tally.near_ties_taken,
+        largest_logit_difference=max(tally.logit_differences, default=None),
+        differences=tuple(tally.differences),
+    )
+
+
+def _compare_prompt(generator: Generator, index: int, answer: KnownAnswer, tally: _Tally) -> None:
+    if generator.tokenizer is None or answer.prompt is None:
+        return
+    got = tuple(generator.tokenizer.encode(answer.prompt))
+    if got != answer.prompt_tokens:
+        tally.differences.append(Difference(index, None, "prompt", answer.prompt_tokens, got))
+
+
+def _replay(generator: Generator, index: int, answer: KnownAnswer, tally: _Tally) -> None:
+    session = generator.session
+    cache = session.new_cache(capacity=len(answer.prompt_tokens) + len(answer.tokens))
+    logits = session.prefill(np.array([answer.prompt_tokens], np.int64), cache)
+    for position, expected in enumerate(answer.tokens):
+        got = greedy(logits[0])
+        if got != expected and position in answer.near_ties:
+            tally.near_ties_taken += 1
+        elif got != expected:
+            tally.differences.append(Difference(index, position, "token", expected, got))
+        _compare_probes(index, position, answer, logits[0], tally)
+        if position + 1 < len(answer.tokens):
+            # The reference's token, whatever ours was: one difference does not hide the next.
+            logits = session.decode(np.array([expected], np.int64), cache)
+
+
+def _compare_probes(
+    index: int, position: int, answer: KnownAnswer, logits: np.ndarray, tally: _Tally
+) -> None:
+    for probe in answer.probes:
+        if probe.position != position:
+            continue
+        for token, expected in zip(probe.token_ids, probe.logits, strict=True):
+            difference = abs(float(logits[token]) - expected)
+            tally.logit_differences.append(difference)
+            # Written so that a NaN is a difference.
+            if not difference <= answer.tolerance:
+                tally.differences.append(Difference(index, position, "logit", expected, float(logits[token])))

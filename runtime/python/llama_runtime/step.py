@@ -1,0 +1,106 @@
+"""One run of the graph with everything bound: B rows, T new tokens, P past tokens.
+
+Between two decodes only the mask's length changes (and, when the cache grows, the cache):
+a step keeps its buffers and its IOBinding, and rebinds nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llama_runtime.cache import KVCache, cache_names
+from llama_runtime.manifest import Manifest
+
+CPU = ("cpu", 0)
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What a step is bound for; a run that differs in any of it needs another step.
+
+    Attributes:
+        first_row: The first of the cache's rows that take part.
+        rows: B, how many take part.
+        tokens: T.
+        num_logits_to_keep: How many of the T positions get logits, from the end; 0 is all.
+    """
+
+    first_row: int
+    rows: int
+    tokens: int
+    num_logits_to_keep: int
+
+
+class Step:
+    """Buffers and bindings for runs of one shape over one cache."""
+
+    def __init__(self, inference: Any, manifest: Manifest, cache: KVCache, shape: StepShape) -> None:
+        B, T = shape.rows, shape.tokens
+        self.shape = shape
+        self._inference = inference
+        self._binding = inference.io_binding()
+        self._past_names, self._present_names = cache_names(manifest.cache)
+        self._token_ids = np.zeros((B, T), np.int64)
+        self._position_ids = np.zeros((B, T), np.int64)
+        # Any [B, S] mask of ones is a prefix of this buffer.
+        self._ones = np.ones(B * cache.capacity, np.int64)
+        self._keep = np.array([shape.num_logits_to_keep], np.int64)
+        optional = [spec.name for spec in manifest.optional_inputs]
+        kept = shape.num_logits_to_keep if "num_logits_to_keep" in optional else 0
+        self._logits = np.empty((B, kept or T, manifest.limits.vocab_size), np.float32)
+
+        # Outputs are returned in the order they are bound: logits first, then the cache.
+        self._bind_output("logits", self._logits)
+        self._bind_input("input_ids", self._token_ids)
+        if "position_ids" in [spec.name for spec in manifest.inputs]:
+            self._bind_input("position_ids", self._position_ids)
+        if "num_logits_to_keep" in optional:
+            self._bind_input("num_logits_to_keep", self._keep)
+        if cache.in_place:
+            self._bind_buffers(cache)
+
+    def run(self, token_ids: np.ndarray, cache: KVCache) -> np.ndarray:
+        """Run the graph on the next tokens; ``cache.length`` stays for the caller to advance.
+
+        Args:
+            token_ids: [B, T] int64.
+            cache: The one this step was made for.
+
+        Returns:
+            [B, N, V] float32, N the positions kept; overwritten by the next run.
+        """
+        B, T, P = self.shape.rows, self.shape.tokens, cache.length
+        self._token_ids[...] = token_ids
+        self._position_ids[...] = np.arange(P, P + T)
+        self._binding.bind_input("attention_mask", *CPU, np.int64, (B, P + T), self._ones.ctypes.data)
+        if not cache.in_place:
+            self._bind_grown(cache)
+        self._inference.run_with_iobinding(self._binding)
+        if not cache.in_place:
+            cache.tensors = self._binding.get_outputs()[1:]
+        return self._logits
+
+    def _bind_buffers(self, cache: KVCache) -> None:
+        first = self.shape.first_row
+        for past, present, tensor in zip(self._past_names, self._present_names, cache.tensors, strict=True):
+            rows = tensor[first : first + self.shape.rows]  # [B, K, C, D]
+            self._bind_input(past, rows)
+            self._bind_output(present, rows)
+
+    def _bind_grown(self, cache: KVCache) -> None:
+        for past, present, tensor in zip(self._past_names, self._present_names, cache.tensors, strict=True):
+            if isinstance(tensor, np.ndarray):
+                self._bind_input(past, tensor)
+            else:
+                self._binding.bind_ortvalue_input(past, tensor)
+            # An output that stays bound would be taken for a buffer of the right size.
+            self._binding.bind_output(present, *CPU)
+
+    def _bind_input(self, name: str, array: np.ndarray) -> None:
+        self._binding.bind_input(name, *CPU, array.dtype.type, array.shape, array.ctypes.data)
+
+    def _bind_output(self, name: str, array: np.ndarray) -> None:
+        self._binding.bind_output(name, *CPU, array.dtype.type, array.shape, array.ctypes.data)

@@ -1,0 +1,174 @@
+"""The two vocabulary files of the LLaMA family, each opened with the library that defines it.
+
+- sentencepiece's `tokenizer.model`: pieces with U+2581 for a space, and byte pieces `<0x0A>`.
+- tokenizers' `tokenizer.json`: the same pieces, or byte-level ones (Llama 3), where each
+  character of a token stands for one byte.
+
+What we take from the libraries is encoding and the table of tokens; decoding is ours, one
+token at a time, because neither library streams exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llama_runtime.errors import TokenizerError
+
+SPACE = "\u2581"
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+PIECE_DECODERS = ["Replace", "ByteFallback", "Fuse", "Strip"]
+COPY_AGAIN = "copy the file again from the checkpoint, or export again"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a vocabulary file says, whichever library opened it.
+
+    Attributes:
+        encode: Text to ids, without any special token.
+        token_bytes: An id to the UTF-8 bytes it stands for, which need not be whole characters;
+            empty for an id that the file does not have (a model may have more rows than that).
+        first_token_bytes: The same for the token that opens a text: where the encoder puts a
+            space in front of every text, decoding takes it away.
+        special_ids: Ids that stand for no text (BOS, EOS, ...).
+        replaces_each_byte: An invalid sequence gives one U+FFFD for each byte (sentencepiece), not
+            one for all the bytes that could have begun a character (byte-level vocabularies).
+    """
+
+    encode: Callable[[str], list[int]]
+    token_bytes: Callable[[int], bytes]
+    first_token_bytes: Callable[[int], bytes]
+    special_ids: frozenset[int]
+    replaces_each_byte: bool
+
+
+def open_sentencepiece(path: Path) -> Vocabulary:
+    """Open a sentencepiece model.
+
+    Raises:
+        TokenizerError: The file is missing or corrupt.
+    """
+    import sentencepiece
+
+    model = _read(path)
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except Exception as error:  # The binding raises plain RuntimeErrors, and others for bad protobufs.
+        raise TokenizerError(f"{path}: not a sentencepiece model ({error})", COPY_AGAIN) from None
+    size = processor.vocab_size()
+    if size < 1:
+        raise TokenizerError(f"{path}: a sentencepiece model without pieces", COPY_AGAIN)
+    special_ids = frozenset(token for token in range(size) if processor.is_control(token))
+
+    @cache
+    def token_bytes(token: int) -> bytes:
+        if not 0 <= token < size:
+            return b""
+        if processor.is_unknown(token):
+            return str(processor.decode([token])).encode()
+        piece = processor.id_to_piece(token)
+        if processor.is_byte(token):
+            return bytes([int(piece[3:5], 16)])
+        return str(piece).replace(SPACE, " ").encode()
+
+    # Whether a text gets a space in front is not in the binding's interface, so ask it.
+    drops_space = not str(processor.decode(_word_piece(processor, size))).startswith(" ")
+
+    def first_token_bytes(token: int) -> bytes:
+        opens_word = 0 <= token < size and processor.id_to_piece(token).startswith(SPACE)
+        return token_bytes(token).removeprefix(b" " if drops_space and opens_word else b"")
+
+    return Vocabulary(processor.encode, token_bytes, first_token_bytes, special_ids, True)
+
+
+def open_tokenizers(path: Path) -> Vocabulary:
+    """Open a tokenizer.json.
+
+    Raises:
+        TokenizerError: The file is missing, corrupt, or decodes in a way the LLaMA family does not.
+    """
+    import tokenizers
+
+    try:
+        library = tokenizers.Tokenizer.from_buffer(_read(path))
+    except Exception as error:  # The binding raises plain Exceptions.
+        raise TokenizerError(f"{path}: not a tokenizer.json ({error})", COPY_AGAIN) from None
+    library.no_padding()
+    library.no_truncation()
+    # Else the name of a special token in a user's text would become that token.
+    library.encode_special_tokens = True
+    added = library.get_added_tokens_decoder()
+    special_ids = frozenset(token for token, content in added.items() if content.special)
+    steps = _decoder_steps(library.decoder)
+    names = [step["type"] for step in steps]
+    if names == ["ByteLevel"]:
+        token_to_bytes, drops_space = _byte_level_bytes, False
+    elif names == PIECE_DECODERS or names == PIECE_DECODERS[:-1]:
+        token_to_bytes, drops_space = _piece_bytes, names[-1] == "Strip" and steps[-1]["start"] == 1
+    else:
+        raise TokenizerError(
+            f"{path}: decoder is {' + '.join(names) or 'missing'}, "
+            f"needs ByteLevel or {' + '.join(PIECE_DECODERS)}"
+        )
+
+    @cache
+    def token_bytes(token: int) -> bytes:
+        name = library.id_to_token(token) if token >= 0 else None
+        return b"" if name is None else token_to_bytes(name)
+
+    def first_token_bytes(token: int) -> bytes:
+        return token_bytes(token).removeprefix(b" " if drops_space else b"")
+
+    def encode(text: str) -> list[int]:
+        return list(library.encode(text, add_special_tokens=False).ids)
+
+    return Vocabulary(encode, token_bytes, first_token_bytes, special_ids, token_to_bytes is _piece_bytes)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read ({error.strerror})", COPY_AGAIN) from None
+    if not contents:
+        raise TokenizerError(f"{path}: empty", COPY_AGAIN)
+    return contents
+
+
+def _word_piece(processor: Any, size: int) -> list[int]:
+    pieces = ((token, processor.id_to_piece(token)) for token in range(size))
+    return next(([token] for token, piece in pieces if piece.rfind(SPACE) == 0 and piece != SPACE), [])
+
+
+def _decoder_steps(decoder: Any) -> list[dict[str, Any]]:
+    if decoder is None:
+        return []
+    state = json.loads(decoder.__getstate__())
+    steps = state["decoders"] if state["type"] == "Sequence" else [state]
+    return [dict(step) for step in steps]
+
+
+def _piece_bytes(name: str) -> bytes:
+    match = BYTE_TOKEN.fullmatch(name)
+    return bytes([int(match[1], 16)]) if match else name.replace(SPACE, " ").encode()
+
+
+def _byte_level_bytes(name: str) -> bytes:
+    table = _byte_of_character()
+    if all(character in table for character in name):
+        return bytes(table[character] for character in name)
+    return name.encode()  # An added token, which is written as it is.
+
+
+@cache
+def _byte_of_character() -> dict[str, int]:
+    # GPT-2's table: printable Latin-1 stands for itself, the other bytes for U+0100 onwards.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

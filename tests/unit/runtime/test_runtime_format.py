@@ -1,0 +1,46 @@
+"""The numbers and names that FORMAT.md shows are those of the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_runtime.manifest import Manifest
+from llama_runtime.random_numbers import splitmix64, uniform
+from llama_runtime.sampling import SamplingOptions, candidates, sample
+
+TEXT = (Path(__file__).resolve().parents[3] / "runtime/FORMAT.md").read_text(encoding="utf-8")
+
+
+def _rows(header: str) -> list[list[str]]:
+    lines = TEXT.split(f"| {header} |\n")[1].splitlines()[1:]
+    table = lines[: next(i for i, line in enumerate(lines) if not line.startswith("|"))]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def test_the_random_numbers():
+    rows = _rows("seed | n | number | u")
+    assert len(rows) == 7
+    for seed, n, number, u in rows:
+        assert splitmix64(int(seed), int(n)) == int(number)
+        assert uniform(int(seed), int(n)) == float(u)
+
+
+def test_the_sampled_tokens():
+    logits = np.array([1.0, 2.5, -1.0, 2.5, 0.5, 2.0], np.float32)
+    rows = _rows("temperature | top_k | top_p | candidates | tokens")
+    assert len(rows) == 3
+    for temperature, top_k, top_p, ids, tokens in rows:
+        options = SamplingOptions(temperature=float(temperature), top_k=int(top_k), top_p=float(top_p))
+        assert candidates(logits, options)[0].tolist() == [int(token) for token in ids.split()]
+        assert [sample(logits, options, 42, n) for n in range(12)] == [int(token) for token in tokens.split()]
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Manifest)])
+def test_every_field_of_the_manifest_is_specified(field):
+    named = [re.findall(r"`(\w+)[.`]", row[0]) for row in _rows("field | type | meaning")]
+    assert field in {name for names in named for name in names}

@@ -20,23 +20,23 @@ from llama_export.model import LlamaConfig, RopeConfig
 CONFIGS: dict[str, LlamaConfig] = {
     "gqa": LlamaConfig(
         vocab_size=131,
-        hidden_size=26,
+        hidden_size=42,
         intermediate_size=44,
         num_hidden_layers=3,
         num_attention_heads=6,
         num_key_value_heads=2,
-        head_dim=8,
+        head_dim=16,
         max_position_embeddings=160,
         rms_norm_eps=1e-5,
     ),
     "mha_tied": LlamaConfig(
         vocab_size=97,
-        hidden_size=32,
+        hidden_size=48,
         intermediate_size=56,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=8,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        head_dim=16,
         max_position_embeddings=160,
         rms_norm_eps=1e-6,
         rope=RopeConfig(rope_theta=500000.0),
@@ -49,12 +49,15 @@ CONFIGS: dict[str, LlamaConfig] = {
         num_hidden_layers=2,
         num_attention_heads=5,
         num_key_value_heads=1,
-        head_dim=16,
+        head_dim=32,
         max_position_embeddings=160,
         rms_norm_eps=1e-5,
         rope=RopeConfig("llama3", 5000.0, 8.0, 1.0, 4.0, 32),
     ),
 }
+
+# OpenLLaMA 3B's kind of head: GroupQueryAttention takes multiples of 16 alone.
+NARROW_HEADS = dataclasses.replace(CONFIGS["gqa"], head_dim=10, num_hidden_layers=1)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

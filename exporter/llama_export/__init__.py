@@ -47,7 +47,6 @@ def verify(bundle: str | Path, checkpoint: str | Path, *, texts: Sequence[str] |
 
 def inspect(folder: str | Path) -> dict[str, Any]:
     """Say what a checkpoint or bundle is; see ``llama_export.inspection.inspect``."""
-    require_export_extra()
     from llama_export import inspection
 
     return inspection.inspect(Path(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,7 +42,7 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
                 click.echo(f"hint: {error.hint}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("interrupted: nothing was left behind", err=True)
+            click.echo("interrupted", err=True)
             sys.exit(130)
         except BrokenPipeError:
             # The reader of our output has gone; a second error on closing stdout helps nobody.
@@ -101,15 +102,14 @@ def onnx(
     OUTPUT is artifacts/<name> by default. The checkpoint is never changed.
     """
     llama_export.require_export_extra()
+    # A polite kill cleans up like Ctrl-C does; without this it would not even run a finally.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     recipe = _recipe(recipe_file, choices)
     if dry_run:
-        from llama_export.checkpoint import open_checkpoint
-        from llama_export.pipeline import default_output
+        from llama_export.pipeline import prepare
         from llama_export.plan import plan_export
 
-        source = open_checkpoint(checkpoint)
-        beside = recipe.weights == "beside"
-        plan = plan_export(source, checkpoint if beside else output or default_output(checkpoint), recipe)
+        plan = plan_export(*prepare(checkpoint, output, recipe, force=force), recipe)
         _print(plan.to_dict() if as_json else plan_lines(plan), as_json)
         return
     exported = llama_export.export(checkpoint, output, recipe=recipe, force=force)
@@ -179,18 +179,15 @@ def run(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Continue PROMPT, or the text on stdin, with BUNDLE's model. Needs no PyTorch."""
+    """Continue PROMPT, or the text on stdin, with BUNDLE's model. Needs no PyTorch.
+
+    Greedy unless a temperature is given. One line break at the end of stdin is not part of the prompt.
+    """
     import llama_runtime
 
-    if prompt is None:
-        try:
-            prompt = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise OptionError(
-                f"stdin: byte {error.start} is not UTF-8, the prompt must be", "convert it first"
-            ) from None
     sampling = llama_runtime.SamplingOptions(stop=stop, **options)
     generator = llama_runtime.load(bundle, threads=threads)
+    prompt = _read_prompt() if prompt is None else prompt
     if as_json:
         done = generator.generate(prompt, sampling)
         facts = {"text": done.text, "tokens": done.tokens, "prompt_tokens": done.prompt_tokens}
@@ -235,6 +232,18 @@ def _recipe(file: Path | None, choices: dict[str, Any]) -> Recipe:
 
     recipe = Recipe() if file is None else read_recipe(file)
     return replace(recipe, **{name: value for name, value in choices.items() if value is not None})
+
+
+def _read_prompt() -> str:
+    if sys.stdin.isatty():
+        click.echo("prompt, ended by Ctrl-D on a line of its own:", err=True)
+    try:
+        prompt = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            f"stdin: byte {error.start} is not UTF-8, the prompt must be", "convert it first"
+        ) from None
+    return prompt.removesuffix("\n")  # what echo and editors append
 
 
 def _read_prompts(path: Path) -> list[str]:

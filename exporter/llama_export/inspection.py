@@ -6,9 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llama_export.checkpoint import open_checkpoint
+from llama_export import require_export_extra
 from llama_export.errors import ConfigError
-from llama_export.weights.plan import PRECISION_OF
 from llama_runtime.manifest import MANIFEST_NAME, check_structure, read_manifest
 
 
@@ -30,6 +29,10 @@ def inspect(folder: Path) -> dict[str, Any]:
 
 
 def _inspect_checkpoint(folder: Path) -> dict[str, Any]:
+    require_export_extra()  # here, since bundles are looked at where they run: without torch
+    from llama_export.checkpoint import open_checkpoint
+    from llama_export.weights.plan import PRECISION_OF
+
     try:
         checkpoint = open_checkpoint(folder)
     except ConfigError as error:

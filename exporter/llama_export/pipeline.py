@@ -12,15 +12,15 @@ import onnx_ir as ir
 
 from llama_export import parity
 from llama_export.bundle import Stage, beside, build_manifest, check_target, place_file, write_companions
-from llama_export.bundle.stage import MANIFEST
 from llama_export.checkpoint import Checkpoint, open_checkpoint
 from llama_export.errors import BundleError, CheckpointError, ParityError
 from llama_export.graph import build_graph
+from llama_export.plan import new_bytes
 from llama_export.progress import byte_progress
 from llama_export.recipe import Recipe
 from llama_export.weights import FileDigest, WeightPlan, attach_weights, plan_weights, write_weights
 from llama_runtime.errors import LlamaRuntimeError
-from llama_runtime.manifest import Manifest
+from llama_runtime.manifest import MANIFEST_NAME, Manifest
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,11 @@ class Exported:
 
 
 def default_output(checkpoint: Path) -> Path:
-    """``artifacts/<name of the checkpoint's folder>`` in the current folder."""
-    return Path("artifacts") / checkpoint.resolve().name
+    """``artifacts/<name>`` in the current folder; a Hub snapshot goes by its repository, not its commit."""
+    folder = checkpoint.resolve()
+    if folder.parent.name == "snapshots":
+        return Path("artifacts") / folder.parent.parent.name.rpartition("--")[2]
+    return Path("artifacts") / folder.name
 
 
 def export(
@@ -68,17 +71,8 @@ def export(
     """
     start = time.monotonic()
     recipe = recipe or Recipe()
-    source = open_checkpoint(Path(checkpoint))
-    plan = plan_weights(source, recipe.weights, recipe.precision)
-    if recipe.weights == "beside":
-        target = beside.check(source, None if output is None else Path(output), force=force)
-    else:
-        target = Path(output) if output is not None else default_output(source.folder)
-        check_target(target, force=force)
-        _refuse_nesting(source.folder, target)
-    check_tokenizer(source)
-
-    written = plan.total_bytes if recipe.weights == "copy" else 0
+    source, plan, target = prepare(checkpoint, output, recipe, force=force)
+    written = new_bytes(plan, target)
     with Stage(beside.stage_target(target) if recipe.weights == "beside" else target, written) as stage:
         manifest, placed_as = _fill(source, plan, recipe, stage.folder)
         report = None
@@ -97,20 +91,45 @@ def export(
     return Exported(target, manifest, report, placed_as, time.monotonic() - start)
 
 
-def check_tokenizer(checkpoint: Checkpoint) -> None:
+def prepare(
+    checkpoint: str | Path, output: str | Path | None, recipe: Recipe, *, force: bool = False
+) -> tuple[Checkpoint, WeightPlan, Path]:
+    """Refuse all that can be refused before any work; writes nothing.
+
+    Returns:
+        The opened checkpoint, where its weights will stand, and the folder that will be the bundle.
+
+    Raises:
+        LlamaExportError: Bad input or output, with one sentence and a hint.
+    """
+    source = open_checkpoint(Path(checkpoint))
+    plan = plan_weights(source, recipe.weights, recipe.precision)
+    if recipe.weights == "beside":
+        target = beside.check(source, None if output is None else Path(output), force=force)
+    else:
+        target = Path(output) if output is not None else default_output(source.folder)
+        _refuse_nesting(source.folder, target)
+        check_target(target, force=force)
+    _check_tokenizer(source, convert=recipe.weights != "beside")
+    return source, plan, target
+
+
+def _check_tokenizer(checkpoint: Checkpoint, *, convert: bool) -> None:
     """Open the checkpoint's tokenizer as a runtime will, so that a damaged one is refused before any work."""
-    from llama_export.bundle.manifest import tokenizer_file, tokens
+    from llama_export.bundle.manifest import chat_template, tokenizer_file, tokens
+    from llama_export.bundle.tokenizer_json import read_model
     from llama_runtime.tokenizer import open_tokenizer
 
+    chat_template(checkpoint.folder)
     entry = tokenizer_file(checkpoint)
     if entry is None:
         return
     try:
         open_tokenizer(checkpoint.folder, entry, tokens(checkpoint))
     except LlamaRuntimeError as error:
-        raise CheckpointError(
-            error.message, error.hint or "download the checkpoint's tokenizer again"
-        ) from None
+        raise CheckpointError(error.message, "download the checkpoint's tokenizer again") from None
+    if convert and not (checkpoint.folder / "tokenizer.json").exists():
+        read_model(checkpoint.folder / entry.path)  # refuses what tokenizer.json could not say
 
 
 def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) -> tuple[Manifest, str]:
@@ -147,7 +166,7 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
     sources = {path.name: d for path, d in source_digests.items()}
     sources["config.json"] = digest(source.folder / "config.json")
     manifest = build_manifest(source, plan, recipe.attention, files, sources)
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest, placed_as
 
 
@@ -158,10 +177,11 @@ def digest(path: Path) -> FileDigest:
 
 
 def _refuse_nesting(checkpoint: Path, target: Path) -> None:
-    """A bundle is published by replacing its folder, so it must not contain the checkpoint, nor be it."""
+    """A bundle is published by replacing its folder, and a checkpoint is never changed: keep them apart."""
     inner, outer = checkpoint.resolve(), target.resolve()
-    if inner == outer or outer in inner.parents:
+    if inner == outer or outer in inner.parents or inner in outer.parents:
+        where = "is" if inner == outer else "contains" if outer in inner.parents else "is inside"
         raise BundleError(
-            f"{target}: contains the checkpoint, the output must be a folder of its own",
+            f"{target}: {where} the checkpoint's folder, the output must be a folder of its own",
             "name another output, or use --weights beside to keep everything in the checkpoint's folder",
         )

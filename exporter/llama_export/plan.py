@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_export.bundle.place import can_share
 from llama_export.checkpoint import Checkpoint
 from llama_export.recipe import Recipe
-from llama_export.weights import WeightPlan, plan_weights
+from llama_export.weights import WeightPlan
 
 # Bytes a second of hashing, checking and casting on one core, and seconds of tracing: measured on 2 x86-64
 # cores in November 2026 (benchmarks/LOG.md), and only used to say roughly how long it will take.
@@ -45,15 +46,10 @@ class ExportPlan:
         return asdict(self) | {"checkpoint": str(self.checkpoint), "output": str(self.output)}
 
 
-def plan_export(checkpoint: Checkpoint, output: Path, recipe: Recipe) -> ExportPlan:
-    """Say what an export would do.
-
-    Raises:
-        OptionError: The recipe contradicts itself or the checkpoint.
-    """
-    weights = plan_weights(checkpoint, recipe.weights, recipe.precision)
+def plan_export(checkpoint: Checkpoint, weights: WeightPlan, output: Path, recipe: Recipe) -> ExportPlan:
+    """Say what an export would do; the arguments are those that ``pipeline.prepare`` accepted."""
     source_bytes = sum(path.stat().st_size for path in checkpoint.weight_files)
-    written = weights.total_bytes if recipe.weights == "copy" else 0
+    written = new_bytes(weights, output)
     return ExportPlan(
         checkpoint=checkpoint.folder,
         output=output,
@@ -64,6 +60,15 @@ def plan_export(checkpoint: Checkpoint, output: Path, recipe: Recipe) -> ExportP
         seconds=_TRACE_S + (source_bytes + written) / _STREAM_BYTES_PER_S,
         run_time_note=run_time_note(weights),
     )
+
+
+def new_bytes(weights: WeightPlan, output: Path) -> int:
+    """How much weight data an export writes anew: none where it is linked, if it can be."""
+    if weights.mode == "beside":
+        return 0
+    sources = weights.data_files.values()
+    linked = all(source is not None and can_share(source, output) for source in sources)
+    return 0 if linked else weights.total_bytes
 
 
 def _files(weights: WeightPlan) -> dict[str, int]:

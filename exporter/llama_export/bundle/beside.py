@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
-from llama_export.bundle.stage import MANIFEST
+from llama_export.bundle.stage import bundle_weights, fsync
 from llama_export.checkpoint import Checkpoint
 from llama_export.errors import BundleError, OptionError
+from llama_runtime.manifest import MANIFEST_NAME
 
 _OURS = ("onnx/model.onnx", "parity.json")
 
@@ -35,11 +35,14 @@ def check(checkpoint: Checkpoint, output: Path | None, *, force: bool) -> Path:
                 f"{path.name}: stands in {path.parent}, --weights beside needs it in {folder} itself",
                 "use --weights link, which follows the links of a Hub snapshot",
             )
-    if (folder / MANIFEST).exists():
+    if bundle_weights(folder) is not None:
         if not force:
             raise BundleError(f"{folder}: is a bundle already", "add --force to replace graph and manifest")
-    elif taken := [name for name in _OURS if (folder / name).exists()]:
-        raise BundleError(f"{folder}: {taken[0]} exists and is not ours", "use --weights link with an output")
+    elif taken := [name for name in (*_OURS, MANIFEST_NAME) if (folder / name).exists()]:
+        raise BundleError(
+            f"{folder / taken[0]}: exists and is not ours, --weights beside would replace it",
+            "move it away, or use --weights link with an output elsewhere",
+        )
     return folder
 
 
@@ -56,11 +59,18 @@ def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
 
 def publish(stage: Path, folder: Path) -> None:
     """Move our own files into the checkpoint's folder; the manifest last, since nothing loads without it."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    (folder / "onnx").mkdir(exist_ok=True)
-    for name in (*_OURS, MANIFEST):
-        if (stage / name).exists():
-            descriptor = os.open(stage / name, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-            (stage / name).replace(folder / name)
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    new_folder = not (folder / "onnx").exists()
+    try:
+        (folder / "onnx").mkdir(exist_ok=True)
+        for name in (*_OURS, MANIFEST_NAME):
+            if (stage / name).exists():
+                fsync(stage / name)
+                (stage / name).replace(folder / name)
+        fsync(folder)
+    except BaseException:
+        for name in (*_OURS, MANIFEST_NAME):
+            (folder / name).unlink(missing_ok=True)
+        if new_folder:
+            shutil.rmtree(folder / "onnx", ignore_errors=True)
+        raise

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_export.checkpoint import Checkpoint
+from llama_export.errors import CheckpointError
 from llama_export.graph import contract
 from llama_export.model.attention import AttentionPath
 from llama_export.weights import WeightPlan
@@ -44,12 +45,13 @@ def _config(checkpoint: Checkpoint, plan: WeightPlan) -> dict[str, Any]:
 def genai_config(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPath) -> dict[str, Any]:
     """What onnxruntime-genai reads instead of config.json."""
     config, ids = checkpoint.config, token_ids(checkpoint)
+    # genai wants a padding token even where the model has none.
+    pad = ids["pad"] if ids["pad"] is not None else (ids["eos"] or [0])[0]
+    known = {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"] or None, "pad_token_id": pad}
     return {
         "model": {
             "type": "llama",
-            "bos_token_id": ids["bos"],
-            "eos_token_id": ids["eos"],
-            "pad_token_id": ids["pad"] if ids["pad"] is not None else (ids["eos"] or [0])[0],
+            **{key: value for key, value in known.items() if value is not None},
             "context_length": config.max_position_embeddings,
             "vocab_size": config.vocab_size,
             "decoder": {
@@ -85,14 +87,34 @@ def genai_config(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPath) 
 
 
 def token_ids(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Special ids, generation_config.json before config.json: ``bos``, ``eos`` (a list), ``pad``."""
-    merged = checkpoint.raw_config | {k: v for k, v in checkpoint.generation_config.items() if v is not None}
-    eos = merged.get("eos_token_id")
-    return {
-        "bos": merged.get("bos_token_id"),
-        "eos": eos if isinstance(eos, list) else [] if eos is None else [eos],
-        "pad": merged.get("pad_token_id"),
-    }
+    """Special ids, generation_config.json before config.json: ``bos``, ``eos`` (a list), ``pad``.
+
+    Raises:
+        CheckpointError: One is no token id, or not in the vocabulary.
+    """
+    eos = _ids(checkpoint, "eos_token_id")
+    bos = _ids(checkpoint, "bos_token_id")
+    pad = _ids(checkpoint, "pad_token_id", outside_is_none=True)
+    return {"bos": bos[0] if bos else None, "eos": eos, "pad": pad[0] if pad else None}
+
+
+def _ids(checkpoint: Checkpoint, key: str, *, outside_is_none: bool = False) -> list[int]:
+    """One special token's ids; only EOS may have several."""
+    named, value = "generation_config.json", checkpoint.generation_config.get(key)
+    if value is None:
+        named, value = "config.json", checkpoint.raw_config.get(key)
+    ids = value if isinstance(value, list) and key == "eos_token_id" else [] if value is None else [value]
+    size = checkpoint.config.vocab_size
+    # Conversions of Llama 1 say pad_token_id -1, or one more than there are, where there is none.
+    if outside_is_none and all(type(token) is int and not 0 <= token < size for token in ids):
+        return []
+    for token in ids:
+        if type(token) is not int or not 0 <= token < size:
+            raise CheckpointError(
+                f"{named}: {key} is {json.dumps(value)}, must be a token id from 0 to {size - 1}",
+                "correct the value, or download the file again",
+            )
+    return ids
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

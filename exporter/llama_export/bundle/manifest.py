@@ -62,7 +62,7 @@ def build_manifest(
         limits=schema.Limits(config.max_position_embeddings, config.vocab_size),
         tokens=tokens(checkpoint),
         tokenizer=tokenizer_file(checkpoint),
-        chat_template=_chat_template(checkpoint.folder),
+        chat_template=chat_template(checkpoint.folder),
         files=_entries(files),
         source=_entries(source),
         known_answers=(),
@@ -113,10 +113,14 @@ def _template_adds(path: Path, bos: int | None) -> bool:
         raise CheckpointError(f"tokenizer.json: cannot be read ({error})", "download it again") from None
 
 
-def _chat_template(folder: Path) -> str | None:
+def chat_template(folder: Path) -> str | None:
     """The Jinja chat template: a file of its own (transformers 5), or in tokenizer_config.json."""
-    if (file := folder / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8")
+    file = folder / "chat_template.jinja"
+    try:
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise CheckpointError(f"{file.name}: not UTF-8 ({error})", "download it again") from None
     template = _read_settings(folder / "tokenizer_config.json").get("chat_template")
     return template if isinstance(template, str) else None
 

@@ -38,6 +38,12 @@ def place_file(source: Path, target: Path) -> str:
     return "copy"
 
 
+def can_share(source: Path, folder: Path) -> bool:
+    """Whether a file can be placed in a folder, which need not exist yet, without a copy of its bytes."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return source.stat().st_dev == existing.stat().st_dev
+
+
 def _reflink(source: Path, target: Path) -> bool:
     """Share the source's blocks copy-on-write; False where the file system cannot."""
     if fcntl is None:

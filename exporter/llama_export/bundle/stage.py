@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import json
 import os
 import shutil
 import tempfile
@@ -10,8 +12,13 @@ from pathlib import Path
 from types import TracebackType
 
 from llama_export.errors import BundleError
+from llama_runtime.manifest import FORMAT, MANIFEST_NAME
 
-MANIFEST = "manifest.json"
+try:
+    import fcntl
+except ImportError:  # no locks on Windows: an abandoned stage stays until somebody removes it
+    fcntl = None  # type: ignore[assignment]
+
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -28,25 +35,53 @@ def check_target(target: Path, *, force: bool) -> None:
     if not target.exists() and not target.is_symlink():
         return
     if not target.is_dir():
-        raise BundleError(f"{target}: is a file, the output must be a folder", "name another output")
+        what = "a file" if target.exists() else "a link into nowhere"
+        raise BundleError(f"{target}: is {what}, the output must be a folder", "name another output")
+    # Publishing swaps the folder itself: a mount point cannot be moved, and a shell would stay in the old one.
+    if os.path.ismount(target) or target.resolve() == Path.cwd():
+        what = "a mount point" if os.path.ismount(target) else "the current folder"
+        raise BundleError(
+            f"{target}: is {what}, which cannot be replaced by a bundle",
+            f"name a folder in it, such as {target / 'bundle'}",
+        )
     if not any(target.iterdir()):
         return
-    if not (target / MANIFEST).is_file():
+    weights = bundle_weights(target)
+    if weights is None:
         raise BundleError(
-            f"{target}: exists and is not a bundle, only a bundle may be replaced",
-            "name another output folder",
+            f"{target}: exists and is not a bundle, only a bundle may be replaced", "name another output"
+        )
+    if weights == "beside":
+        raise BundleError(
+            f"{target}: is a checkpoint with its bundle beside, replacing it would delete the checkpoint",
+            "name another output",
         )
     if not force:
         raise BundleError(f"{target}: is a bundle already", "add --force to replace it as a whole")
 
 
+def bundle_weights(folder: Path) -> str | None:
+    """How a folder's manifest says that its weights are kept; None where it is no bundle of ours.
+
+    Other programs have a ``manifest.json`` too, so its name alone proves nothing.
+    """
+    try:
+        document = json.loads((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        return None
+    return str(document.get("weights"))
+
+
 class Stage:
     """The folder in which a bundle is put together.
 
-    As a context manager it removes itself unless ``publish`` or ``keep_failed`` was called.
+    As a context manager it removes itself unless ``publish`` or ``keep_failed`` was called. What a killed
+    export left behind is removed by the next one to the same target.
 
     Args:
-        target: Where the bundle will stand.
+        target: Where the bundle will stand; a link is followed.
         nbytes: How much will be written; too little free space is refused before any work.
 
     Raises:
@@ -54,23 +89,34 @@ class Stage:
     """
 
     def __init__(self, target: Path, nbytes: int) -> None:
-        self.target = target.absolute()
+        self.target = target.resolve()
         parent = self.target.parent
+        self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(parent).free
-            if free < nbytes:
-                raise BundleError(
-                    f"{parent}: {free / 2**30:.1f} GiB free, the bundle needs {nbytes / 2**30:.1f} GiB",
-                    "free some space, name an output elsewhere, or link the weights (--weights link)",
-                )
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.staging-", dir=parent))
+            prefix = f".{self.target.name}.staging-"
+            _remove_abandoned(parent, prefix)
+            self._check_space(nbytes)
+            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            self._lock = _lock(self.folder)
             # mkdtemp keeps the folder private; a bundle is for everybody that the umask allows.
             self.folder.chmod(0o777 & ~_umask())
         except OSError as error:
+            self._remove_made()
             raise BundleError(
                 f"{parent}: cannot be written ({error.strerror})", "name another output"
             ) from None
+        except BundleError:
+            self._remove_made()
+            raise
+
+    def _check_space(self, nbytes: int) -> None:
+        free = shutil.disk_usage(self.target.parent).free
+        if free < nbytes:
+            raise BundleError(
+                f"{self.target.parent}: {free / 2**30:.1f} GiB free, the bundle needs {nbytes / 2**30:.1f} GiB",
+                "free some space, name an output elsewhere, or link the weights (--weights link)",
+            )
 
     def __enter__(self) -> Stage:
         return self
@@ -80,30 +126,64 @@ class Stage:
     ) -> None:
         if self.folder.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+        self._remove_made()
         if isinstance(error, OSError) and error.errno is not None:
+            named = error.filename if isinstance(error.filename, str) else None
+            where = self.target if named is None or named.startswith(str(self.folder)) else named
             raise BundleError(
-                f"{self.target}: cannot be written ({error.strerror})",
-                "nothing was left behind; free space or name another output",
+                f"{where}: cannot be read or written ({error.strerror})",
+                "nothing was left behind; free some space or name another output",
             ) from error
 
     def publish(self) -> None:
         """Make everything durable, then put the folder in the target's place in one step."""
         for path in [*self.folder.rglob("*"), self.folder]:
-            _fsync(path)
+            fsync(path)
         if self.target.exists():
             _exchange(self.folder, self.target)
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
         else:
             self.folder.rename(self.target)
-        _fsync(self.target.parent)
+        fsync(self.target.parent)
 
     def keep_failed(self) -> Path:
         """Move the stage to ``<name>.failed``, where it can be looked at but is nobody's bundle."""
         failed = self.target.with_name(self.target.name + ".failed")
-        if failed.exists():
+        if bundle_weights(failed) is not None:
             shutil.rmtree(failed)
+        if failed.exists():  # somebody else's
+            failed = Path(tempfile.mkdtemp(prefix=failed.name + "-", dir=failed.parent))
         self.folder.rename(failed)
         return failed
+
+    def _remove_made(self) -> None:
+        """Remove the parent folders that were made for the stage, unless something stands in them."""
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
+
+
+def _lock(folder: Path) -> int | None:
+    """Hold a folder for as long as this process lives; None where another process does, or nobody can."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove the stages of exports that were killed: nobody holds them any more."""
+    for folder in parent.iterdir():
+        if folder.name.startswith(prefix) and (lock := _lock(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 def _umask() -> int:
@@ -112,7 +192,8 @@ def _umask() -> int:
     return mask
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make a file's or folder's contents durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 from llama_export.errors import CheckpointError
@@ -34,7 +34,7 @@ def write_tokenizer_json(model: Path, output: Path) -> None:
     Raises:
         CheckpointError: The file is no SentencePiece model, or one whose ids could not be kept exactly.
     """
-    content = tokenizer_json(_read_model(model))
+    content = tokenizer_json(read_model(model))
     text = json.dumps(content, ensure_ascii=False, indent=2)
     output.write_text(text + "\n", encoding="utf-8")
 
@@ -93,7 +93,7 @@ def _splits(name: str, scores: dict[str, float]) -> Iterator[tuple[str, str]]:
             yield left, right
 
 
-def _read_model(path: Path) -> Any:
+def read_model(path: Path) -> Any:
     """Parse the file and refuse what ``tokenizer.json`` would do differently."""
     model = proto.ModelProto()
     try:

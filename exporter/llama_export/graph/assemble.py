@@ -10,7 +10,7 @@ import onnx_ir.passes.common as common_passes
 import torch
 
 from llama_export.graph import contract, parts
-from llama_export.graph.constant import add_constant
+from llama_export.graph.constant import add_constant, share_constant
 from llama_export.graph.passes import fuse_residual_norm, simplify_reshapes
 from llama_export.graph.stamp import stamp
 from llama_export.graph.trace import trace
@@ -99,8 +99,8 @@ def _keep_last(graph: ir.Graph, hidden: ir.Value) -> ir.Value:
     assert hidden.shape is not None
     keep = add_constant(graph, contract.NUM_LOGITS_TO_KEEP.name, np.zeros(1, np.int64))
     graph.inputs.append(keep)
-    end = add_constant(graph, "keep.end", np.array([np.iinfo(np.int64).max]))
-    axis = add_constant(graph, "keep.axis", np.array([1]))
+    end = share_constant(graph, np.array([np.iinfo(np.int64).max]))
+    axis = share_constant(graph, np.array([1]))
     negate = ir.Node("", "Neg", [keep], name="keep.Neg", outputs=[ir.Value(name="keep.start")])
     shape = ir.Shape((contract.BATCH, contract.LOGITS, hidden.shape[2]))
     kept = ir.Value(name="keep.hidden", shape=shape, type=hidden.type)

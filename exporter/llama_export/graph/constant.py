@@ -13,3 +13,9 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.initializers.add(value)
     return value
+
+
+def share_constant(graph: ir.Graph, array: np.ndarray) -> ir.Value:
+    """Return the graph's one initializer of this small value, named after what it holds."""
+    name = f"constant.{array.dtype}.{array.tolist()}".replace(" ", "")
+    return graph.initializers[name] if name in graph.initializers else add_constant(graph, name, array)

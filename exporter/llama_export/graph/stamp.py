@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from llama_export.graph.constant import share_constant
+
 
 def stamp(
     graph: ir.Graph,
@@ -27,11 +29,14 @@ def stamp(
         The graph's value for each of the part's outputs, by name.
     """
     value_of: dict[ir.Value, ir.Value] = {value: bound[value.name or ""] for value in part.inputs}
-    for local_name, weight in part.initializers.items():
+    for local_name, initializer in part.initializers.items():
+        if initializer.const_value is not None:
+            value_of[initializer] = share_constant(graph, initializer.const_value.numpy())
+            continue
         name = name_weight(local_name)
         if name not in graph.initializers:
-            graph.initializers.add(ir.Value(name=name, shape=weight.shape, type=weight.type))
-        value_of[weight] = graph.initializers[name]
+            graph.initializers.add(ir.Value(name=name, shape=initializer.shape, type=initializer.type))
+        value_of[initializer] = graph.initializers[name]
     for index, node in enumerate(part):
         outputs = [ir.Value(name=f"{prefix}.{o.name}", shape=o.shape, type=o.type) for o in node.outputs]
         value_of.update(zip(node.outputs, outputs, strict=True))

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 import torch
+from onnxscript.optimizer import fold_constants
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -30,7 +32,8 @@ def trace(part: Part, opset: int) -> ir.Graph:
 
     Returns:
         A graph whose inputs and outputs bear the part's names, whose initializers are weights without
-        values, and whose symbolic dims are the contract's names (or products and sums of them).
+        values and constants with them, and whose symbolic dims are the contract's names (or products and
+        sums of them).
     """
     names = sorted({dim for dims, _ in part.inputs.values() for dim in dims if isinstance(dim, str)})
     size_of = dict(zip(names, _EXAMPLE_SIZES, strict=False))
@@ -60,10 +63,21 @@ def trace(part: Part, opset: int) -> ir.Graph:
         program = torch.onnx.export(exported, dynamo=True, optimize=False, opset_version=opset, verbose=False)
     assert program is not None
     graph = program.model.graph
+    _fold_constants(program.model)
     _name_dims(graph, part)
     for value, name in zip([*graph.inputs, *graph.outputs], [*part.inputs, *part.outputs], strict=True):
         value.name = name
     return graph
+
+
+def _fold_constants(model: ir.Model) -> None:
+    """Compute what depends on no input, and hold every constant as an initializer with a value."""
+    for weight in model.graph.initializers.values():
+        weight.const_value = None  # fake: it has a shape, but nothing to compute with
+    with _quiet():
+        fold_constants(model)
+    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common_passes.RemoveUnusedNodesPass()(model)
 
 
 def _match_varargs(module: torch.nn.Module, dynamic: list[dict[int, object]]) -> tuple[object, ...]:

@@ -83,5 +83,5 @@ def make_fused_step(attention_mask: Tensor, new_tokens: int, cos: Tensor, sin: T
     lead = is_lead.sum(dim=1)  # [B]
     seqlens_k = (lead + attention_mask.sum(dim=1) - 1).to(torch.int32)
     total_length = torch.full((), S, dtype=torch.int32)
-    bias = is_lead.float() * -1e9  # [B, S]
-    return FusedStep(cos, sin, seqlens_k, total_length, bias[:, None, None, :].expand(-1, 1, new_tokens, -1))
+    bias = (is_lead.float() * -1e9).unsqueeze(1).unsqueeze(1)  # [B, 1, 1, S]
+    return FusedStep(cos, sin, seqlens_k, total_length, bias.expand(-1, 1, new_tokens, -1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from llama_export.graph.constant import add_constant
+from llama_export.graph.constant import share_constant
 from llama_export.graph.contract import BATCH
 
 Target = tuple[int | str, ...]
@@ -21,7 +21,7 @@ def simplify_reshapes(graph: ir.Graph) -> None:
         At most one Reshape between two other nodes, none that changes nothing, and one target tensor for
         all Reshapes of the same kind. A target's only unknown but the batch size is left to -1.
     """
-    targets: dict[Target, ir.Value] = {}
+    batch, targets = _batch_size(graph), dict[Target, ir.Value]()
     for node in list(graph):
         if node.op_type != "Reshape" or node.domain:
             continue
@@ -41,7 +41,7 @@ def simplify_reshapes(graph: ir.Graph) -> None:
             continue
         target = _target(shape)
         if target not in targets:
-            targets[target] = _target_value(graph, target)
+            targets[target] = _target_value(graph, batch, target)
         node.replace_input_with(1, targets[target])
 
 
@@ -55,35 +55,25 @@ def _target(shape: ir.Shape) -> Target:
     target: list[int | str] = [dim if isinstance(dim, int) else str(dim) for dim in shape]
     if symbolic:
         target[symbolic[-1]] = -1
-    assert all(isinstance(dim, int) or dim == BATCH for dim in target), shape
+    assert all(isinstance(dim, int) or (dim == BATCH and axis == 0) for axis, dim in enumerate(target)), shape
     return tuple(target)
 
 
-def _target_value(graph: ir.Graph, target: Target) -> ir.Value:
-    """An int64 tensor holding the target, computed at the front of the graph."""
-    name = "reshape." + "x".join("N" if dim == -1 else "B" if dim == BATCH else str(dim) for dim in target)
+def _batch_size(graph: ir.Graph) -> ir.Value:
+    """A [1] tensor with the number of rows, computed by the graph's first node."""
+    batch = ir.Value(name=BATCH, shape=ir.Shape((1,)), type=ir.TensorType(ir.DataType.INT64))
+    span = [ir.AttrInt64("start", 0), ir.AttrInt64("end", 1)]
+    graph.insert_before(graph[0], ir.Node("", "Shape", [graph.inputs[0]], span, outputs=[batch], name=BATCH))
+    return batch
+
+
+def _target_value(graph: ir.Graph, batch: ir.Value, target: Target) -> ir.Value:
+    """An int64 tensor holding the target: a constant, or the batch size joined with one."""
     if BATCH not in target:
-        return _initializer(graph, name, [int(dim) for dim in target])
-    assert target.index(BATCH) == 0
-    front = graph[0]
-    if (batch := graph.meta.get(BATCH)) is None:
-        tokens = graph.inputs[0]
-        shape_of = ir.Node(
-            "", "Shape", [tokens], [ir.AttrInt64("start", 0), ir.AttrInt64("end", 1)], name="batch.Shape"
-        )
-        batch = shape_of.outputs[0]
-        batch.name, batch.shape, batch.type = BATCH, ir.Shape((1,)), ir.TensorType(ir.DataType.INT64)
-        graph.insert_before(front, shape_of)
-        graph.meta[BATCH] = batch
-    rest = _initializer(graph, name + ".rest", [int(dim) for dim in target[1:]])
-    join = ir.Node("", "Concat", [batch, rest], [ir.AttrInt64("axis", 0)], name=name + ".Concat")
-    value = join.outputs[0]
-    value.name, value.shape, value.type = name, ir.Shape((len(target),)), ir.TensorType(ir.DataType.INT64)
-    producer = batch.producer()
-    assert producer is not None
-    graph.insert_after(producer, join)
+        return share_constant(graph, np.array(target, np.int64))
+    name = "reshape." + ".".join(str(dim) for dim in target)
+    value = ir.Value(name=name, shape=ir.Shape((len(target),)), type=ir.TensorType(ir.DataType.INT64))
+    rest = share_constant(graph, np.array(target[1:], np.int64))
+    join = ir.Node("", "Concat", [batch, rest], [ir.AttrInt64("axis", 0)], outputs=[value], name=name)
+    graph.insert_after(graph[0], join)
     return value
-
-
-def _initializer(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
-    return add_constant(graph, name, np.array(numbers, np.int64))

@@ -21,19 +21,23 @@ def fuse_residual_norm(graph: ir.Graph) -> None:
         add = hidden.producer()
         if add is None or add.op_type != "Add":
             continue
-        outputs = [ir.Value(name=f"{norm.name}.{i}") for i in range(4)]
-        outputs[0].shape, outputs[0].type = norm.outputs[0].shape, norm.outputs[0].type
-        outputs[3].shape, outputs[3].type = hidden.shape, hidden.type
-        outputs[1].name = outputs[2].name = ""
+        normed, total = norm.outputs[0], hidden
+        outputs = [
+            ir.Value(name=normed.name, shape=normed.shape, type=normed.type),
+            ir.Value(name=""),  # mean and inverse deviation: for training only
+            ir.Value(name=""),
+            ir.Value(name=total.name, shape=total.shape, type=total.type),
+        ]
+        epsilon = ir.AttrFloat32("epsilon", norm.attributes["epsilon"].as_float())
         fused = ir.Node(
             "com.microsoft",
             "SkipSimplifiedLayerNormalization",
             [*add.inputs, weight],
-            [ir.AttrFloat32("epsilon", norm.attributes["epsilon"].as_float())],
+            [epsilon],
             outputs=outputs,
-            name=f"{norm.name}.fused",
+            name=norm.name,
         )
         graph.insert_before(norm, fused)
-        norm.outputs[0].replace_all_uses_with(outputs[0])
-        hidden.replace_all_uses_with(outputs[3])
+        normed.replace_all_uses_with(outputs[0])
+        total.replace_all_uses_with(outputs[3])
         graph.remove([norm, add], safe=True)

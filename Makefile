@@ -1,0 +1,75 @@
+# One word per intention. Everything happens in .venv; nothing outside this folder is changed.
+#
+#   make demo      set up, export the demo checkpoint, verify it, print text
+#   make test      set up for development, lint, types, all tests that guard the code
+#   make test-all  the long tests too
+#   make check     lint and types alone
+#   make bench     ours against peers, on a quiet machine (benchmarks/README.md)
+#   make clean     remove .venv and what was built
+#
+# PyTorch: on Linux the default package index carries the CUDA build (gigabytes). To take the CPU build:
+#   make demo TORCH_INDEX=<address of PyTorch's CPU wheel index, see pytorch.org/get-started>
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+SOURCES := exporter runtime/python recipes tests benchmarks
+DEMO := artifacts/tiny
+
+.PHONY: demo setup test test-all check format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.run-ready
+	@echo "demo: recipes/tiny/checkpoint (a 3 M parameter LLaMA that tells little stories) -> $(DEMO)"
+	@$(BIN)/llama-export onnx recipes/tiny/checkpoint $(DEMO) --force
+	@echo
+	@echo '$$ llama-export run $(DEMO) "Once" --temperature 0.8 --seed 11'
+	@$(BIN)/llama-export run $(DEMO) "Once" --temperature 0.8 --seed 11
+
+setup: $(VENV)/.dev-ready
+
+test: check
+	@$(BIN)/python -m pytest -q -m "not long"
+
+test-all: check
+	@$(BIN)/python -m pytest -q
+
+check: $(VENV)/.dev-ready
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check --quiet $(SOURCES)
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev-ready
+	@$(BIN)/ruff check --fix $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+bench: $(VENV)/.dev-ready
+	@$(BIN)/python benchmarks/run.py
+
+# torch goes first and by itself: whatever needs it later finds it there and pulls no other build.
+$(VENV)/.run-ready: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $$($(PYTHON) --version) found, 3.11 or newer needed; make PYTHON=/path/to/it"; exit 2; }
+	@echo "set-up: $(VENV), with $(TORCH), onnx, onnxscript, onnxruntime, tokenizers and a few small packages"
+	@echo "        (downloaded from your package index: about 0.4 GB with a CPU build of torch)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt "$(TORCH)"
+	@$(PIP) install -c constraints.txt -e '.[export,cpu]'
+	@touch $@
+
+$(VENV)/.dev-ready: $(VENV)/.run-ready
+	@echo "set-up: pytest, ruff, mypy, transformers and other oracles for the tests (about 0.1 GB)"
+	@$(PIP) install -c constraints.txt -e '.[export,cpu,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

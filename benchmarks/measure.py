@@ -1,0 +1,93 @@
+"""Run a command and watch it: seconds, and the most private memory that it and its children held."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLE_S = 0.02
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A command that has ended.
+
+    Attributes:
+        seconds: From spawning it to its end.
+        peak_private_bytes: Largest sum of anonymous memory over the process and its descendants, every
+            20 ms. Mapped files are not in it: the system may drop those pages whenever it likes.
+        returncode: As the shell counts it; negative for a signal.
+        stdout: All of it.
+        stderr: Its end.
+        load_before: The machine's one-minute load average when it started.
+    """
+
+    seconds: float
+    peak_private_bytes: int
+    returncode: int
+    stdout: str
+    stderr: str
+    load_before: float
+
+
+def measure(
+    command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, timeout_s: float = 1800
+) -> Measured:
+    """Run a command to its end.
+
+    Args:
+        command: The program and its arguments.
+        env: Added to the environment.
+        timeout_s: When to end it, which counts as failure.
+    """
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        start = time.monotonic()
+        started = {"BENCHMARK_STARTED": repr(start)}
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=stdout,
+            stderr=stderr,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **started, **(env or {})},
+            start_new_session=True,
+        )
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, private_bytes(process.pid))
+            if time.monotonic() - start > timeout_s:
+                os.killpg(process.pid, 9)
+            time.sleep(SAMPLE_S)
+        seconds = time.monotonic() - start
+        stdout.seek(0)
+        stderr.seek(0)
+        out, err = stdout.read().decode(errors="replace"), stderr.read().decode(errors="replace")
+    return Measured(seconds, peak, process.returncode, out, err[-4000:], load)
+
+
+def private_bytes(root: int) -> int:
+    """Anonymous memory of a process and its descendants; those that have ended count as nothing."""
+    total, pids = 0, [root]
+    while pids:
+        pid = pids.pop()
+        try:
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith(("RssAnon:", "RssShmem:")):
+                    total += int(line.split()[1]) * 1024
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                pids += map(int, (task / "children").read_text().split())
+        except (OSError, ValueError):
+            continue
+    return total
+
+
+def last_error(measured: Measured) -> str:
+    """The line of stderr that says most about a failure."""
+    lines = [line.strip() for line in measured.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line or "error" in line]
+    return (errors or lines or [f"exit code {measured.returncode}"])[-1][:200]

@@ -1,0 +1,158 @@
+"""Other exporters and runtimes, each in an environment of its own that is made when absent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+import venv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_CACHE = Path("~/.cache/llama-export-bench").expanduser()
+WORKERS = Path(__file__).parent / "workers"
+
+# Alone and first: any later requirement would bring the newest torch with gigabytes of CUDA.
+TORCH = "torch==2.13.0"
+LLAMA_CPP = "llama-cpp-python==0.3.36"
+# The checkpoints are local: nobody has a reason to ask a hub, and a time-out would be measured.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+LLAMA_CPP_FILES = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/")
+
+
+class PeerError(Exception):
+    """A peer cannot be installed; it appears in the results as such."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One tool we stand beside.
+
+    Attributes:
+        name: As the tables show it.
+        requirements: What its environment holds besides torch.
+        packages: Whose versions the results name.
+        convert: From (environment, checkpoint, output folder) to the command of its float32 export.
+        generate: The script in ``workers`` that runs its export; None where we time the export alone.
+    """
+
+    name: str
+    requirements: tuple[str, ...]
+    packages: tuple[str, ...]
+    convert: Callable[[Path, Path, Path], list[str | Path]]
+    generate: str | None = None
+
+
+def _genai(env: Path, checkpoint: Path, output: Path) -> list[str | Path]:
+    module = "onnxruntime_genai.models.builder"
+    options = ["-p", "fp32", "-e", "cpu", "-c", output.with_suffix(".cache")]
+    return [python(env), "-m", module, "-i", checkpoint, "-o", output, *options]
+
+
+def _optimum(env: Path, checkpoint: Path, output: Path) -> list[str | Path]:
+    task = "text-generation-with-past"
+    return [env / "bin" / "optimum-cli", "export", "onnx", "--model", checkpoint, "--task", task, output]
+
+
+def _transformers(env: Path, checkpoint: Path, output: Path) -> list[str | Path]:
+    return [python(env), WORKERS / "export_transformers.py", checkpoint, output]
+
+
+def _llama_cpp(env: Path, checkpoint: Path, output: Path) -> list[str | Path]:
+    script = env / "llama.cpp" / "convert_hf_to_gguf.py"
+    return [python(env), script, checkpoint, "--outtype", "f32", "--outfile", output / "model.gguf"]
+
+
+ONNXRUNTIME = "onnxruntime==1.32.0"
+GENAI = Peer(
+    "onnxruntime-genai",
+    ("onnxruntime-genai==0.18.0", ONNXRUNTIME, "transformers==5.23.0", "onnx==1.23.2", "onnx-ir==1.1.0"),
+    ("onnxruntime-genai", "onnxruntime", "transformers", "torch"),
+    _genai,
+    "generate_genai.py",
+)
+OPTIMUM = Peer(
+    "optimum-onnx",
+    ("optimum-onnx==0.1.0", ONNXRUNTIME, "transformers<4.58", "onnx==1.23.2"),
+    ("optimum-onnx", "onnxruntime", "transformers", "torch"),
+    _optimum,
+    "generate_optimum.py",
+)
+TRANSFORMERS = Peer(
+    "transformers",
+    ("transformers==5.23.0", "onnx==1.23.2", "onnx-ir==1.1.0", "onnxscript==0.7.2", "accelerate", ONNXRUNTIME),
+    ("transformers", "onnxscript", "torch"),
+    _transformers,
+)
+# Its converter is no package: it travels in the source archive of the Python bindings.
+LLAMACPP = Peer(
+    "llama.cpp",
+    ("transformers==5.23.0", "sentencepiece", "protobuf", "pyyaml", "tqdm", "requests"),
+    ("transformers", "torch"),
+    _llama_cpp,
+)
+PEERS = (GENAI, OPTIMUM, TRANSFORMERS, LLAMACPP)
+
+
+def python(env: Path) -> Path:
+    """An environment's interpreter."""
+    return env / "bin" / "python"
+
+
+def install(peer: Peer, cache: Path) -> Path:
+    """Make a peer's environment, unless it is there with the same requirements.
+
+    Args:
+        peer: Which.
+        cache: Holds one folder a peer.
+
+    Returns:
+        The environment's folder.
+
+    Raises:
+        PeerError: With the line of pip that says why.
+    """
+    env, mark = cache / peer.name, cache / peer.name / "ready.json"
+    wanted = json.dumps([TORCH, *peer.requirements, *([LLAMA_CPP] if peer is LLAMACPP else [])])
+    if mark.is_file() and mark.read_text() == wanted:
+        return env
+    print(f"installing {peer.name} into {env}", file=sys.stderr)
+    venv.create(env, clear=True, with_pip=True)
+    constraints = env / "constraints.txt"
+    constraints.write_text(TORCH + "\n")
+    _pip(env, ["install", TORCH, "numpy"])
+    _pip(env, ["install", "--constraint", constraints, *peer.requirements])
+    if peer is LLAMACPP:
+        _fetch_llama_cpp(env)
+    mark.write_text(wanted)
+    return env
+
+
+def versions(peer: Peer, env: Path) -> dict[str, str]:
+    """Versions of the packages that matter, as installed."""
+    code = "import sys, importlib.metadata as m; print(*[m.version(p) for p in sys.argv[1:]])"
+    done = subprocess.run([python(env), "-c", code, *peer.packages], capture_output=True, text=True)
+    found = dict(zip(peer.packages, done.stdout.split(), strict=False))
+    return found | ({"llama-cpp-python": LLAMA_CPP.partition("==")[2]} if peer is LLAMACPP else {})
+
+
+def _fetch_llama_cpp(env: Path) -> None:
+    download = ["download", LLAMA_CPP, "--no-deps", "--no-binary", ":all:", "--dest", env / "download"]
+    _pip(env, download)
+    archive = next((env / "download").glob("*.tar.gz"))
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            inner = member.name.partition("/vendor/llama.cpp/")[2]
+            if inner.startswith(LLAMA_CPP_FILES):
+                member.name = inner
+                tar.extract(member, env / "llama.cpp", filter="data")
+
+
+def _pip(env: Path, arguments: Sequence[str | Path]) -> None:
+    command = [python(env), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()
+        raise PeerError((lines or ["pip failed"])[-1][:200])

@@ -1,0 +1,34 @@
+"""What is expensive and shared by all tests: a graph costs seconds to trace, so each is traced once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from llama_export.model import LlamaConfig
+
+# On tiny tensors PyTorch's threads cost more than they bring, most of all when another test run has the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+GraphOf = Callable[["LlamaConfig", str], "ir.Model"]
+
+
+@pytest.fixture(scope="session")
+def graph_of() -> GraphOf:
+    """``build_graph``, remembered by config and path; every call returns a copy of its own."""
+    from llama_export.graph import build_graph
+
+    built: dict[tuple[LlamaConfig, str], ir.Model] = {}
+
+    def graph(config: LlamaConfig, path: str) -> ir.Model:
+        if (config, path) not in built:
+            built[config, path] = build_graph(config, path)
+        return built[config, path].clone()
+
+    return graph

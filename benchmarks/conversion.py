@@ -78,10 +78,8 @@ def bench(
             raise RuntimeError(last_error(measured))
         return {
             "seconds": measured.seconds,
-            "peak_private_bytes": measured.peak_private_bytes,
             "output_bytes": written,
-            "load_before": measured.load_before,
-        }
+        } | measured.conditions()
 
     exports = [*OUR_EXPORTS, *(peer_export(peer, env) for peer, env in environments.items())]
     return interleave([Candidate(e.name, lambda e=e: once(e)) for e in exports], repeats)

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 OURS = ("llama-export", "onnxruntime", "torch", "onnx", "onnx-ir", "onnxscript", "numpy")
+# What decides how fast a CPU multiplies.
+FEATURES = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile"}
 BUSY = 0.02  # of a core: what a process may use without being named
 
 # Far more than any last-level cache; summed twice, the better counts.
@@ -25,7 +27,7 @@ def describe() -> dict[str, object]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "cpu": facts.get("model name", platform.processor()),
-        "cpu_features": [f for f in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if f in facts["flags"].split()],
+        "cpu_features": sorted(FEATURES & set(facts.get("flags", "").split())),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(int(memory["MemTotal"].split()[0]) / 2**20, 1),
         "system": platform.platform(),
@@ -71,8 +73,8 @@ def settle(*warm: Path) -> None:
 
 
 def _pairs(path: str) -> list[tuple[str, str]]:
-    lines = Path(path).read_text().splitlines()
-    return [(key.strip(), value.strip()) for key, colon, value in (line.partition(":") for line in lines) if colon]
+    lines = [line.partition(":") for line in Path(path).read_text().splitlines()]
+    return [(key.strip(), value.strip()) for key, _, value in lines]
 
 
 def _cpu_ticks() -> dict[tuple[int, str], int]:

@@ -24,7 +24,7 @@ class Measured:
         returncode: As the shell counts it; negative for a signal.
         stdout: All of it.
         stderr: Its end.
-        load_before: The machine's one-minute load average when it started.
+        others_cores: How many cores the rest of the machine kept busy meanwhile, stolen time included.
     """
 
     seconds: float
@@ -32,7 +32,11 @@ class Measured:
     returncode: int
     stdout: str
     stderr: str
-    load_before: float
+    others_cores: float
+
+    def conditions(self) -> dict[str, float]:
+        """What every sample keeps, whatever else it measured."""
+        return {"peak_private_bytes": self.peak_private_bytes, "others_cores": self.others_cores}
 
 
 def measure(
@@ -45,9 +49,8 @@ def measure(
         env: Added to the environment.
         timeout_s: When to end it, which counts as failure.
     """
-    load = os.getloadavg()[0]
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        start = time.monotonic()
+        start, busy = time.monotonic(), busy_seconds()
         started = {"BENCHMARK_STARTED": repr(start)}
         process = subprocess.Popen(
             [str(part) for part in command],
@@ -58,16 +61,26 @@ def measure(
             start_new_session=True,
         )
         peak = 0
-        while process.poll() is None:
+        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
             peak = max(peak, private_bytes(process.pid))
             if time.monotonic() - start > timeout_s:
                 os.killpg(process.pid, 9)
             time.sleep(SAMPLE_S)
-        seconds = time.monotonic() - start
+        seconds, busy = time.monotonic() - start, busy_seconds() - busy
+        status, usage = ended[1:]
+        process.returncode = os.waitstatus_to_exitcode(status)
         stdout.seek(0)
         stderr.seek(0)
         out, err = stdout.read().decode(errors="replace"), stderr.read().decode(errors="replace")
-    return Measured(seconds, peak, process.returncode, out, err[-4000:], load)
+    others = max(0.0, busy - usage.ru_utime - usage.ru_stime) / seconds
+    return Measured(seconds, peak, process.returncode, out, err[-4000:], others)
+
+
+def busy_seconds() -> float:
+    """Processor time that all cores have spent on anything but idling and waiting for a disk."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    idle, waiting = fields[3], fields[4]
+    return (sum(map(int, fields)) - int(idle) - int(waiting)) / os.sysconf("SC_CLK_TCK")
 
 
 def private_bytes(root: int) -> int:

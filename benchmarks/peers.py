@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_CACHE = Path("~/.cache/llama-export-bench").expanduser()
 WORKERS = Path(__file__).parent / "workers"
 
 # Alone and first: any later requirement would bring the newest torch with gigabytes of CUDA.
@@ -47,7 +46,7 @@ class Peer:
 
 def _genai(env: Path, checkpoint: Path, output: Path) -> list[str | Path]:
     module = "onnxruntime_genai.models.builder"
-    options = ["-p", "fp32", "-e", "cpu", "-c", output.with_suffix(".cache")]
+    options: list[str | Path] = ["-p", "fp32", "-e", "cpu", "-c", output.with_suffix(".cache")]
     return [python(env), "-m", module, "-i", checkpoint, "-o", output, *options]
 
 
@@ -82,7 +81,14 @@ OPTIMUM = Peer(
 )
 TRANSFORMERS = Peer(
     "transformers",
-    ("transformers==5.23.0", "onnx==1.23.2", "onnx-ir==1.1.0", "onnxscript==0.7.2", "accelerate", ONNXRUNTIME),
+    (
+        "transformers==5.23.0",
+        "onnx==1.23.2",
+        "onnx-ir==1.1.0",
+        "onnxscript==0.7.2",
+        "accelerate",
+        ONNXRUNTIME,
+    ),
     ("transformers", "onnxscript", "torch"),
     _transformers,
 )
@@ -139,8 +145,7 @@ def versions(peer: Peer, env: Path) -> dict[str, str]:
 
 
 def _fetch_llama_cpp(env: Path) -> None:
-    download = ["download", LLAMA_CPP, "--no-deps", "--no-binary", ":all:", "--dest", env / "download"]
-    _pip(env, download)
+    _pip(env, ["download", LLAMA_CPP, "--no-deps", "--no-binary", ":all:", "--dest", env / "download"])
     archive = next((env / "download").glob("*.tar.gz"))
     with tarfile.open(archive) as tar:
         for member in tar:

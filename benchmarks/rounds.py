@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from machine import busy_processes, read_bandwidth
+from machine import read_bandwidth
 
 Sample = dict[str, float]
 
@@ -49,7 +49,7 @@ def interleave(candidates: Sequence[Candidate], repeats: int) -> dict[str, Outco
     """Measure every candidate once a round, each round starting one further on.
 
     A candidate that fails in the first round is not tried again; its reason stays in the outcome.
-    Every sample notes memory bandwidth and the processes that were busy before it.
+    Every sample notes the memory bandwidth just before it.
     """
     outcomes = {candidate.name: Outcome() for candidate in candidates}
     for turn in range(repeats):
@@ -58,7 +58,7 @@ def interleave(candidates: Sequence[Candidate], repeats: int) -> dict[str, Outco
             outcome = outcomes[candidate.name]
             if outcome.failures and not outcome.samples:
                 continue
-            conditions = {"read_bytes_per_s": read_bandwidth(), "others_cores": sum(busy_processes(0.5).values())}
+            conditions = {"read_bytes_per_s": read_bandwidth()}
             start = time.monotonic()
             try:
                 outcome.samples.append(candidate.run() | conditions)

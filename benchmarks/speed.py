@@ -110,8 +110,7 @@ def generate(runtime: Runtime, folder: Path, vocab_size: int, new_tokens: int) -
         raise RuntimeError(last_error(measured))
     answer = json.loads(measured.stdout.splitlines()[-1])
     generated = answer.pop("tokens")
-    memory = {"peak_private_bytes": measured.peak_private_bytes, "load_before": measured.load_before}
-    return generated, answer | memory
+    return generated, answer | measured.conditions()
 
 
 def equal_tokens(tokens: dict[str, list[int]]) -> dict[str, int]:

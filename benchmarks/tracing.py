@@ -39,5 +39,4 @@ def once(shape: Shape, work: Path) -> Sample:
     measured = measure([sys.executable, peers.WORKERS / "trace.py", config])
     if measured.returncode:
         raise RuntimeError(last_error(measured))
-    memory = {"peak_private_bytes": measured.peak_private_bytes, "seconds": measured.seconds}
-    return json.loads(measured.stdout.splitlines()[-1]) | memory
+    return json.loads(measured.stdout.splitlines()[-1]) | measured.conditions()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from llama_export.model import LlamaConfig
 
-# On tiny tensors PyTorch's threads cost more than they bring, most of all when another test run has the cores.
+# On tiny tensors PyTorch's threads cost more than they bring, most of all where others use the cores too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 GraphOf = Callable[["LlamaConfig", str], "ir.Model"]

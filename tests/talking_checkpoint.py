@@ -82,8 +82,6 @@ def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def talking_bundle(
-    tmp_path_factory: pytest.TempPathFactory, talking: Path, quick_graphs: None
-) -> Path:
+def talking_bundle(tmp_path_factory: pytest.TempPathFactory, talking: Path, quick_graphs: None) -> Path:
     """Its bundle, verified: linked, flash path; no test may change it."""
     return llama_export.export(talking, tmp_path_factory.mktemp("bundle") / "fox").output

@@ -67,7 +67,9 @@ def with_layers(config: LlamaConfig, count: int) -> LlamaConfig:
     return dataclasses.replace(config, num_hidden_layers=count)
 
 
-def random_weights(config: LlamaConfig, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
+def random_weights(
+    config: LlamaConfig, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> dict[str, Tensor]:
     """Weights large enough that attention is peaked and logits differ, and unique per tensor."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}

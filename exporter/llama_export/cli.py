@@ -46,25 +46,36 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(130)
         except BrokenPipeError:
             # The reader of our output has gone; a second error on closing stdout helps nobody.
-            sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = None
             sys.exit(141)
 
     return wrapped
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class InOrder(click.Group):
+    """Lists the commands in the order of this file, which is that of their use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Not sorted by name."""
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("llama-export"), prog_name="llama-export")
 def main() -> None:
-    r"""Any LLaMA checkpoint in, one bundle out, that runs without PyTorch and is proven equal to it.
+    """Any LLaMA checkpoint in, one bundle out, that runs without PyTorch and is proven equal to it.
 
     \b
-    llama-export onnx my-llama/              make a bundle in artifacts/my-llama, verified
-    llama-export run artifacts/my-llama "Once upon a time"
-    llama-export selftest artifacts/my-llama on any machine, without the checkpoint
-    """
+      llama-export inspect my-llama            what it is, and whether it can be exported
+      llama-export onnx my-llama               a bundle in artifacts/my-llama, verified
+      llama-export run artifacts/my-llama "Once upon a time"
+      llama-export selftest artifacts/my-llama on any machine, without the checkpoint
+
+    Exit codes: 0 done, 1 a bundle computes something else than its reference, 2 bad input.
+    """  # noqa: D301  (the \\b that keeps the lines apart is click's, and must be a real one)
 
 
-@main.command()
+@main.command(short_help="Export a checkpoint to a bundle, verified.")
 @click.argument("checkpoint", type=FOLDER)
 @click.argument("output", type=FOLDER, required=False)
 @click.option(
@@ -99,7 +110,7 @@ def onnx(
     """Export CHECKPOINT, a Hugging Face LLaMA folder, to a bundle in OUTPUT.
 
     With no options the export is exact: the checkpoint's own weights, shared with it rather than copied.
-    OUTPUT is artifacts/<name> by default. The checkpoint is never changed.
+    OUTPUT is artifacts/<name> by default. The checkpoint's files are never changed.
     """
     llama_export.require_export_extra()
     # A polite kill cleans up like Ctrl-C does; without this it would not even run a finally.
@@ -121,7 +132,7 @@ def onnx(
         _print(exported_lines(exported), as_json)
 
 
-@main.command()
+@main.command(short_help="Compare a bundle with its checkpoint, rung by rung.")
 @click.argument("bundle", type=FOLDER)
 @click.option(
     "--checkpoint", type=FOLDER, required=True, help="The checkpoint that the bundle was exported from."
@@ -142,7 +153,7 @@ def verify(bundle: Path, checkpoint: Path, prompts: Path | None, as_json: bool) 
     sys.exit(0 if report.passed else 1)
 
 
-@main.command()
+@main.command(short_help="Say what a checkpoint or bundle is.")
 @click.argument("folder", type=FOLDER)
 @JSON
 @one_sentence
@@ -153,7 +164,7 @@ def inspect(folder: Path, as_json: bool) -> None:
     _print(facts if as_json else lines(facts), as_json)
 
 
-@main.command()
+@main.command(short_help="Continue a prompt with a bundle, without PyTorch.")
 @click.argument("bundle", type=FOLDER)
 @click.argument("prompt", required=False)
 @click.option(
@@ -190,20 +201,23 @@ def run(
     prompt = _read_prompt() if prompt is None else prompt
     if as_json:
         done = generator.generate(prompt, sampling)
-        facts = {"text": done.text, "tokens": done.tokens, "prompt_tokens": done.prompt_tokens}
-        facts |= {
+        facts = {
+            "text": done.text,
+            "tokens": done.tokens,
+            "prompt_tokens": done.prompt_tokens,
             "finish_reason": done.finish_reason,
             "seed": done.seed,
             "prefill_ms": done.timings.prefill_ms,
+            "decode_tokens_per_s": done.timings.decode_tokens_per_second(done),
         }
-        _print(facts | {"decode_tokens_per_s": done.timings.decode_tokens_per_second(done)}, as_json)
+        _print(facts, as_json)
         return
     for piece in generator.stream(prompt, sampling):
         click.echo(piece.text, nl=False)
     click.echo()
 
 
-@main.command()
+@main.command(short_help="Replay a bundle's known answers on this machine.")
 @click.argument("bundle", type=FOLDER)
 @THREADS
 @JSON
@@ -217,9 +231,14 @@ def selftest(bundle: Path, threads: int | None, as_json: bool) -> None:
 
     report = llama_runtime.selftest(bundle, threads=threads)
     if as_json:
-        facts = {"ok": report.ok, "answers": report.answers, "tokens": report.tokens}
-        facts |= {"largest_logit_difference": report.largest_logit_difference}
-        _print(facts | {"differences": [str(difference) for difference in report.differences]}, as_json)
+        facts = {
+            "ok": report.ok,
+            "answers": report.answers,
+            "tokens": report.tokens,
+            "largest_logit_difference": report.largest_logit_difference,
+            "differences": [str(difference) for difference in report.differences],
+        }
+        _print(facts, as_json)
         sys.exit(0 if report.ok else 1)
     report.check()
     difference = report.largest_logit_difference
@@ -255,7 +274,7 @@ def _read_prompts(path: Path) -> list[str]:
         raise OptionError(f"{path}: not UTF-8, prompts must be", "convert it first") from None
     texts = [line for line in lines if line.strip()]
     if not texts:
-        raise OptionError(f"{path}: holds no prompt, one a line is needed")
+        raise OptionError(f"{path}: holds no prompt, needs one a line", "write some, or leave --prompts out")
     return texts
 
 

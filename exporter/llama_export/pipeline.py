@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import onnx_ir as ir
 
@@ -15,8 +16,9 @@ from llama_export.bundle import Stage, beside, build_manifest, check_target, pla
 from llama_export.checkpoint import Checkpoint, open_checkpoint
 from llama_export.errors import BundleError, CheckpointError, ParityError
 from llama_export.graph import build_graph
+from llama_export.graph.contract import check_path
 from llama_export.plan import new_bytes
-from llama_export.progress import byte_progress
+from llama_export.progress import Advance, byte_progress
 from llama_export.recipe import Recipe
 from llama_export.weights import FileDigest, WeightPlan, attach_weights, plan_weights, write_weights
 from llama_runtime.errors import LlamaRuntimeError
@@ -103,6 +105,7 @@ def prepare(
         LlamaExportError: Bad input or output, with one sentence and a hint.
     """
     source = open_checkpoint(Path(checkpoint))
+    check_path(source.config, recipe.attention)
     plan = plan_weights(source, recipe.weights, recipe.precision)
     if recipe.weights == "beside":
         target = beside.check(source, None if output is None else Path(output), force=force)
@@ -138,12 +141,17 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
     onnx.mkdir()
     data_folder = folder if plan.mode == "beside" else onnx
     source_bytes = sum(path.stat().st_size for path in source.weight_files)
+    stop = Event()
     with byte_progress("reading weights", source_bytes) as advance, ThreadPoolExecutor(1) as background:
-        streaming = background.submit(write_weights, source, plan, data_folder, advance)
-        model = build_graph(source.config, recipe.attention)
-        attach_weights(model, plan)
-        (onnx / plan.model_name).write_bytes(ir.to_proto(model).SerializeToString())
-        source_digests, data_digests = streaming.result()
+        streaming = background.submit(write_weights, source, plan, data_folder, _until(stop, advance))
+        try:
+            model = build_graph(source.config, recipe.attention)
+            attach_weights(model, plan)
+            (onnx / plan.model_name).write_bytes(ir.to_proto(model).SerializeToString())
+            source_digests, data_digests = streaming.result()
+        except BaseException:
+            stop.set()  # or leaving this block would wait until all bytes are read
+            raise
 
     placed_as = "written"
     for location, file in plan.data_files.items():
@@ -168,6 +176,17 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
     manifest = build_manifest(source, plan, recipe.attention, files, sources)
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest, placed_as
+
+
+def _until(stop: Event, advance: Advance) -> Advance:
+    """Make progress raise in the thread that reports it, once ``stop`` is set."""
+
+    def advance_or_stop(nbytes: int) -> None:
+        if stop.is_set():
+            raise CancelledError
+        advance(nbytes)
+
+    return advance_or_stop
 
 
 def digest(path: Path) -> FileDigest:

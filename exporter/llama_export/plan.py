@@ -9,6 +9,7 @@ from typing import Any
 from llama_export.bundle.place import can_share
 from llama_export.checkpoint import Checkpoint
 from llama_export.recipe import Recipe
+from llama_export.show import size
 from llama_export.weights import WeightPlan
 
 # Bytes a second of hashing, checking and casting on one core, and seconds of tracing: measured on 2 x86-64
@@ -83,9 +84,9 @@ def run_time_note(weights: WeightPlan) -> str:
     """What the stored precision costs when a CPU session loads it."""
     values = sum(weight.nbytes // weight.dtype.itemsize for weight in weights.weights.values())
     if weights.precision == "float32":
-        return f"on CPU the weights are mapped, not copied: {values * 4 / 2**30:.2f} GiB of page cache"
+        return f"on CPU the weights are mapped, not copied: {size(values * 4)} of page cache"
     return (
         f"on CPU the {weights.precision} weights are converted to float32 whenever a session loads: "
-        f"{values * 4 / 2**30:.2f} GiB of private memory and some seconds; "
+        f"{size(values * 4)} of private memory, and some seconds for each GiB; "
         "--weights copy --precision float32 does it once, on disk"
     )

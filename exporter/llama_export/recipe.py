@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +57,13 @@ def read_recipe(path: Path) -> Recipe:
     known = [field.name for field in dataclasses.fields(Recipe)]
     for key in table:
         if key not in known:
-            raise OptionError(f"{path}: unknown key {key}, known are {', '.join(known)}")
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "remove it; recipes/ holds examples"
+            raise OptionError(f"{path}: unknown key {key}, known are {', '.join(known)}", hint)
     try:
         return Recipe(**table)
     except OptionError as error:
-        raise OptionError(f"{path}: {error.message}", error.hint) from None
+        raise OptionError(f"{path}: {error.message}", error.hint or "recipes/ holds examples") from None
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:

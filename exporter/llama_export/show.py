@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +19,16 @@ def size(nbytes: int) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.1f} {unit}"
         nbytes /= 1024  # type: ignore[assignment]
     return f"{nbytes:.2f} GiB"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _pasted(path: Path | str) -> str:
+    """A path as it may be pasted into a shell."""
+    return shlex.quote(str(path))
 
 
 def plan_lines(plan: ExportPlan) -> list[str]:
@@ -37,11 +49,14 @@ def plan_lines(plan: ExportPlan) -> list[str]:
 
 def report_lines(report: Report) -> list[str]:
     """One line a rung, and the verdict."""
-    lines = []
+    lines, before = [], ""
     for rung in report.rungs:
         measured = "not measured" if rung.measured is None else f"{rung.measured:.2g}"
         mark = "-" if rung.measured is None else "ok" if rung.passed else "RED"
-        lines.append(f"{mark:4}{rung.name:20} {measured:>12}  (allowed {rung.tolerance:g}: {rung.detail})")
+        # Most rungs measure the same thing, which is said once.
+        detail = "" if rung.detail == before else f"  {rung.detail}"
+        before = rung.detail
+        lines.append(f"{mark:4}{rung.name:20} {measured:>12}, allowed {rung.tolerance:g}{detail}")
     verdict = "equal to the reference" if report.passed else f"differs: {report.first_failure()}"
     return [*lines, f"{verdict}; {report.tokens_compared} tokens in {report.seconds:.1f} s"]
 
@@ -63,7 +78,7 @@ def exported_lines(exported: Exported) -> list[str]:
             f"parity    equal to eager PyTorch: logits within {worst:.1e} of the largest, "
             f"{report.tokens_compared} greedy tokens the same"
         )
-    lines.append(f'next      llama-export run {exported.output} "your prompt"')
+    lines.append(f'next      llama-export run {_pasted(exported.output)} "your prompt"')
     lines.append(_other_choice(manifest.precision, manifest.weights))
     return lines
 
@@ -87,7 +102,7 @@ def checkpoint_lines(facts: dict[str, Any]) -> list[str]:
     return [
         f"checkpoint  {facts['folder']}",
         f"model       {facts['parameters'] / 1e6:,.1f} M parameters, {facts['precision']}, "
-        f"{len(facts['tensors'])} tensors in {len(facts['weight_files'])} files, "
+        f"{len(facts['tensors'])} tensors in {count(len(facts['weight_files']), 'file')}, "
         f"{size(sum(facts['weight_files'].values()))}",
         f"shape       {config['num_hidden_layers']} layers, hidden {config['hidden_size']}, "
         f"{config['num_attention_heads']} heads over {config['num_key_value_heads']} kv heads "
@@ -97,7 +112,7 @@ def checkpoint_lines(facts: dict[str, Any]) -> list[str]:
         f"positions   {config['max_position_embeddings']}, rope {rope['rope_type']}, "
         f"theta {rope['rope_theta']:g}",
         f"files       {', '.join(facts['companions']) or 'no tokenizer, no licence'}",
-        "supported   yes: llama-export onnx " + facts["folder"],
+        f"supported   yes: llama-export onnx {_pasted(facts['folder'])}",
     ]
 
 

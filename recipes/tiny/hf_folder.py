@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from llama_export.bundle.tokenizer_json import write_tokenizer_json
 from llama_export.model import LlamaConfig, LlamaForCausalLM
@@ -25,7 +25,8 @@ def write_folder(model: LlamaForCausalLM, folder: Path) -> None:
         folder: Holds ``tokenizer.model`` already.
     """
     weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    # Not save_file, which makes a file that its owner alone may read.
+    (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     _write_json(folder / "config.json", hf_config(model.config))
     _write_json(folder / "generation_config.json", _generation_config())
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(model.config))

@@ -45,8 +45,8 @@ def _config(checkpoint: Checkpoint, plan: WeightPlan) -> dict[str, Any]:
 def genai_config(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPath) -> dict[str, Any]:
     """What onnxruntime-genai reads instead of config.json."""
     config, ids = checkpoint.config, token_ids(checkpoint)
-    # genai wants a padding token even where the model has none.
-    pad = ids["pad"] if ids["pad"] is not None else (ids["eos"] or [0])[0]
+    # Where the model has no padding token, the first EOS stands in, as in genai's own exports.
+    pad = ids["pad"] if ids["pad"] is not None else next(iter(ids["eos"]), None)
     known = {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"] or None, "pad_token_id": pad}
     return {
         "model": {

@@ -37,7 +37,7 @@ def check_target(target: Path, *, force: bool) -> None:
     if not target.is_dir():
         what = "a file" if target.exists() else "a link into nowhere"
         raise BundleError(f"{target}: is {what}, the output must be a folder", "name another output")
-    # Publishing swaps the folder itself: a mount point cannot be moved, and a shell would stay in the old one.
+    # Publishing swaps the folder itself: a mount cannot be moved, and a shell would stay in the old one.
     if os.path.ismount(target) or target.resolve() == Path.cwd():
         what = "a mount point" if os.path.ismount(target) else "the current folder"
         raise BundleError(
@@ -114,7 +114,8 @@ class Stage:
         free = shutil.disk_usage(self.target.parent).free
         if free < nbytes:
             raise BundleError(
-                f"{self.target.parent}: {free / 2**30:.1f} GiB free, the bundle needs {nbytes / 2**30:.1f} GiB",
+                f"{self.target.parent}: {free / 2**30:.1f} GiB free, "
+                f"the bundle needs {nbytes / 2**30:.1f} GiB",
                 "free some space, name an output elsewhere, or link the weights (--weights link)",
             )
 

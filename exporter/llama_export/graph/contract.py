@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llama_export.errors import OptionError
 from llama_export.model.attention import AttentionPath
 from llama_export.model.config import LlamaConfig
 
@@ -42,6 +43,22 @@ OPSETS: dict[AttentionPath, dict[str, int]] = {
     "flash": {"": 23, "com.microsoft": 1},
 }
 IR_VERSIONS: dict[AttentionPath, int] = {"eager": 8, "sdpa": 11, "flash": 11}
+
+_FUSED_HEAD_DIM = 16  # GroupQueryAttention rotates heads of a multiple of this size
+
+
+def check_path(config: LlamaConfig, path: AttentionPath) -> None:
+    """Refuse an attention path whose operators cannot compute the model.
+
+    Raises:
+        OptionError: ``flash``, and a head_dim that GroupQueryAttention does not take.
+    """
+    if path == "flash" and config.head_dim % _FUSED_HEAD_DIM:
+        raise OptionError(
+            f"attention flash needs a head_dim that is a multiple of {_FUSED_HEAD_DIM}, "
+            f"the checkpoint's is {config.head_dim}",
+            "use --attention sdpa, which takes any",
+        )
 
 
 def inputs(config: LlamaConfig) -> list[TensorSpec]:

@@ -52,9 +52,10 @@ def eager_attention(query: Tensor, keys: Tensor, values: Tensor, step: Step) -> 
 
 def sdpa_attention(query: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
     """Attend through PyTorch's fused kernel with an explicit boolean mask; shapes as in eager."""
-    # enable_gqa lets key heads be shared without being repeated in memory.
+    # enable_gqa shares key heads without repeating them in memory; torch's ONNX translation refuses it
+    # where there is nothing to share.
     context: Tensor = F.scaled_dot_product_attention(
-        query, keys, values, attn_mask=step.visible, enable_gqa=True
+        query, keys, values, attn_mask=step.visible, enable_gqa=keys.shape[1] != query.shape[1]
     )
     return context
 

@@ -43,6 +43,6 @@ def choose_prompts(
 
 
 def new_tokens(config: LlamaConfig, parameters: int) -> int:
-    """How many tokens to generate after each prompt: 64, or 8 where each costs a noticeable time."""
-    wanted = 8 if parameters > _LARGE_PARAMETERS else 64
+    """How many tokens to generate after each prompt: 64, or 6 where each costs a noticeable time."""
+    wanted = 6 if parameters > _LARGE_PARAMETERS else 64
     return max(1, min(wanted, config.max_position_embeddings // 2))

@@ -28,8 +28,8 @@ class Tolerance:
 
 
 EXACT = Tolerance(1e-4, "the same weights, float32 sums in another order", 4e-6)
-FLOAT16 = Tolerance(2e-2, "weights rounded to float16's 11 significant bits", 2e-3)
-BFLOAT16 = Tolerance(1e-1, "weights rounded to bfloat16's 8 significant bits", 2e-2)
+FLOAT16 = Tolerance(2e-2, "weights rounded to float16's 11 significant bits", 7e-3)
+BFLOAT16 = Tolerance(1e-1, "weights rounded to bfloat16's 8 significant bits", 3e-2)
 
 
 def tolerance_for(source: torch.dtype, precision: str) -> Tolerance:

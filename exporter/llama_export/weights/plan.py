@@ -70,7 +70,7 @@ def plan_weights(checkpoint: Checkpoint, mode: WeightMode, precision: str | None
     """
     stored = PRECISION_OF[checkpoint.dtype]
     if mode == "copy":
-        return _plan_copy(checkpoint, precision or stored)
+        return _plan_copy(checkpoint, precision, stored)
     if precision not in (None, stored):
         raise OptionError(
             f"--weights {mode} keeps the checkpoint's {stored}, --precision asks for {precision}",
@@ -110,12 +110,14 @@ def _plan_link(checkpoint: Checkpoint, mode: WeightMode, precision: str) -> Weig
     return WeightPlan(mode, precision, name, data_files, weights, total)
 
 
-def _plan_copy(checkpoint: Checkpoint, precision: str) -> WeightPlan:
-    dtype = PRECISIONS[precision]
+def _plan_copy(checkpoint: Checkpoint, wanted: str | None, stored: str) -> WeightPlan:
+    precision = wanted or stored
     name = model_name(precision, "copy")
     location = data_file_name(name, 0)
     weights, end = {}, 0
     for key, tensor in in_file_order(checkpoint):
+        # A checkpoint may mix dtypes; nothing is rounded that was not asked for.
+        dtype = PRECISIONS[wanted] if wanted else tensor.dtype
         nbytes = tensor.nbytes // tensor.dtype.itemsize * dtype.itemsize
         alignment = _LARGE_ALIGNMENT if nbytes >= _LARGE_BYTES else _SMALL_ALIGNMENT
         offset = -(-end // alignment) * alignment

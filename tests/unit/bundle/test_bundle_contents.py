@@ -7,10 +7,12 @@ import json
 import os
 import resource
 import shutil
+import time
 from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
+import onnx_ir as ir
 import pytest
 from talking_checkpoint import TEMPLATE, files_in, write_talking_checkpoint
 from tiny_checkpoints import CONFIGS, link_like_the_hub, write_checkpoint
@@ -18,10 +20,12 @@ from tokenizers import Tokenizer
 
 import llama_export
 import llama_runtime
-from llama_export.bundle.companions import token_ids
+from llama_export import pipeline
+from llama_export.bundle.companions import genai_config, token_ids
 from llama_export.checkpoint import open_checkpoint
 from llama_export.errors import BundleError, CheckpointError, ParityError
 from llama_export.recipe import Recipe
+from llama_export.weights import plan_weights
 
 UNVERIFIED = Recipe(verify=False)
 pytestmark = pytest.mark.usefixtures("quick_graphs")
@@ -137,11 +141,10 @@ def test_genai_config_speaks_of_the_same_graph(talking_bundle):
     assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (1, [2, 7], 2)
 
 
-@pytest.mark.parametrize("attention", ["flash", "sdpa"])
-def test_genai_shares_one_cache_buffer_on_the_flash_path_only(checkpoint, tmp_path, attention):
-    recipe = Recipe(attention=attention, verify=False)
-    output = llama_export.export(checkpoint, tmp_path / "out", recipe=recipe).output
-    search = read_json(output / "genai_config.json")["search"]
+@pytest.mark.parametrize("attention", ["flash", "sdpa", "eager"])
+def test_genai_shares_one_cache_buffer_on_the_flash_path_only(talking, attention):
+    source = open_checkpoint(talking)
+    search = genai_config(source, plan_weights(source, "link", None), attention)["search"]
     assert search["past_present_share_buffer"] is (attention == "flash")
 
 
@@ -269,16 +272,45 @@ def test_a_full_disk_leaves_nothing(checkpoint, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["fox"]
 
 
+def test_an_interrupt_does_not_wait_for_the_weights(checkpoint, tmp_path, monkeypatch):
+    """Ctrl-C while a large checkpoint is being read ends the export, not in minutes but now."""
+    until = time.monotonic() + 20
+
+    def endless(source, plan, folder, advance):
+        while time.monotonic() < until:
+            advance(0)
+            time.sleep(0.001)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "write_weights", endless)
+    monkeypatch.setattr(pipeline, "build_graph", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llama_export.export(checkpoint, tmp_path / "out")
+    assert time.monotonic() < until
+    assert [path.name for path in tmp_path.iterdir()] == ["fox"]
+
+
+def test_genai_config_without_special_tokens(checkpoint):
+    """genai refuses null; what the model has not is left out."""
+    edit_json(checkpoint / "config.json", bos_token_id=None, eos_token_id=None)
+    (checkpoint / "generation_config.json").unlink()
+    source = open_checkpoint(checkpoint)
+    model = genai_config(source, plan_weights(source, "link", None), "flash")["model"]
+    assert not [key for key in model if key.endswith("_token_id")]
+
+
 def test_a_red_verification_publishes_nothing(checkpoint, tmp_path, monkeypatch):
-    """A graph with another model's rope: loads and runs, and is wrong."""
-    import dataclasses
-
-    from llama_export import pipeline
-
+    """A graph with another epsilon: it loads, runs and speaks, and is wrong."""
     build = pipeline.build_graph
 
     def wrong(config, attention):
-        return build(dataclasses.replace(config, rms_norm_eps=0.5), attention)
+        model = build(config, attention)
+        for node in model.graph:
+            if "epsilon" in node.attributes:
+                node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.5)
+        return model
 
     monkeypatch.setattr(pipeline, "build_graph", wrong)
     with pytest.raises(ParityError) as caught:

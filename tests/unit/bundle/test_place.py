@@ -23,6 +23,8 @@ def source(tmp_path):
 def elsewhere(tmp_path):
     """A folder on another file system."""
     shm = Path("/dev/shm")
+    if not shm.is_dir():
+        pytest.skip("no second file system to copy to")
     assert shm.stat().st_dev != tmp_path.stat().st_dev
     folder = shm / f"llama-export-test-{os.getpid()}"
     folder.mkdir()

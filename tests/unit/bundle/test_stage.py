@@ -173,7 +173,10 @@ def test_somebody_elses_failed_folder_is_not_removed(tmp_path):
 def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path):
     target = tmp_path / "out"
     with subprocess.Popen(
-        [sys.executable, "-c", STAGE_AND_WAIT, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", STAGE_AND_WAIT, target],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as other:
         abandoned = Path(other.stdout.readline().strip())
         with Stage(target, 0):
@@ -241,5 +244,5 @@ class TestTarget:
     def test_mount_point(self):
         """A container's output folder is often one; it is found before the work, not after it."""
         with pytest.raises(BundleError, match="is a mount point") as caught:
-            check_target(Path("/dev/shm"), force=True)
-        assert "/dev/shm/bundle" in caught.value.hint
+            check_target(Path("/"), force=True)
+        assert "/bundle" in caught.value.hint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -9,6 +11,8 @@ import pytest
 import torch
 from tiny_checkpoints import CONFIGS, NARROW_HEADS, random_weights
 
+from llama_export.errors import OptionError
+from llama_export.graph.contract import check_path
 from llama_export.model import ATTENTION_PATHS, GrowingCache, LlamaForCausalLM
 
 LIMIT = 1e-4
@@ -157,3 +161,13 @@ def test_heads_that_group_query_attention_cannot_take(graph_of, path):
     ids = tokens(NARROW_HEADS, 2, 7)
     logits, _ = Candidate(graph_of(NARROW_HEADS, path), NARROW_HEADS)(ids)
     assert_close(logits, logits_of(reference, ids))
+
+
+@pytest.mark.parametrize("head_dim", [8, 10, 24, 100])
+def test_such_heads_are_refused_on_the_flash_path_before_any_work(head_dim):
+    config = dataclasses.replace(NARROW_HEADS, head_dim=head_dim)
+    for path in ("eager", "sdpa"):
+        check_path(config, path)
+    with pytest.raises(OptionError, match=f"multiple of 16, the checkpoint's is {head_dim}") as refused:
+        check_path(config, "flash")
+    assert "--attention sdpa" in refused.value.hint

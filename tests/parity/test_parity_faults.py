@@ -1,0 +1,349 @@
+"""The ladder goes red where it must: a fault of each kind is put into a bundle, and the lowest rung blames it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from tiny_checkpoints import CONFIGS, random_weights, write_checkpoint
+
+from llama_export import pipeline
+from llama_export.checkpoint import open_checkpoint
+from llama_export.errors import ParityError
+from llama_export.model import RopeConfig
+from llama_export.parity import verify, verify_bundle
+from llama_export.parity.candidate import Continuation
+from llama_export.parity.ladder import _greedy
+from llama_export.recipe import Recipe
+from llama_runtime.errors import LlamaRuntimeError
+
+CONFIG = CONFIGS["gqa"]
+RUNGS = (
+    "weights",
+    "prefill",
+    "decode",
+    "chunked prefill",
+    "left-padded batch",
+    "right-padded batch",
+    "greedy tokens",
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("faults") / "checkpoint", CONFIG)
+
+
+@pytest.fixture
+def export(checkpoint, tmp_path):
+    """Export without verification: the fault is for the test to find."""
+
+    def run(attention="flash", weights="link"):
+        pipeline.export(checkpoint, tmp_path / "bundle", recipe=Recipe(attention, weights, verify=False))
+        return tmp_path / "bundle"
+
+    return run
+
+
+def assert_blamed(report, rung):
+    """Everything below the rung is green, itself red, everything above not measured."""
+    index = RUNGS.index(rung)
+    assert tuple(r.name for r in report.rungs) == RUNGS
+    assert all(r.passed for r in report.rungs[:index]), report.rungs
+    assert not report.rungs[index].passed, report.rungs
+    assert report.rungs[index].measured is not None
+    assert all(r.measured is None and not r.passed for r in report.rungs[index + 1 :])
+    assert not report.passed
+    assert report.first_failure().startswith(f"{rung}: measured ")
+    plain = report.to_dict()
+    assert plain["passed"] is False
+    assert [r["measured"] is None for r in plain["rungs"][index + 1 :]] == [True] * (len(RUNGS) - index - 1)
+
+
+# Weights
+
+
+def test_a_sound_bundle_is_green(export, checkpoint):
+    assert verify(export(), checkpoint).passed
+
+
+def place_of(bundle, name):
+    graph = onnx.load(bundle / "onnx/model.onnx", load_external_data=False).graph
+    (tensor,) = (t for t in graph.initializer if t.name == name)
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def test_a_zeroed_weight_is_found_by_hash_and_by_value(export, checkpoint):
+    bundle = export(weights="copy")
+    place = place_of(bundle, "model.layers.1.self_attn.q_proj.weight")
+    with (bundle / "onnx" / place["location"]).open("r+b") as stream:
+        stream.seek(int(place["offset"]))
+        stream.write(bytes(int(place["length"])))
+    with pytest.raises(LlamaRuntimeError, match="onnx/model.onnx_data"):
+        verify(bundle, checkpoint)
+    report = verify_bundle(bundle, open_checkpoint(checkpoint))
+    assert_blamed(report, "weights")
+    assert report.rungs[0].measured == 96 * 42
+
+
+def test_one_flipped_bit_is_found(export, checkpoint):
+    bundle = export(weights="copy")
+    place = place_of(bundle, "model.norm.weight")
+    with (bundle / "onnx" / place["location"]).open("r+b") as stream:
+        stream.seek(int(place["offset"]) + 8)
+        byte = stream.read(1)[0]
+        stream.seek(-1, 1)
+        stream.write(bytes([byte ^ 1]))
+    report = verify_bundle(bundle, open_checkpoint(checkpoint))
+    assert_blamed(report, "weights")
+    assert report.rungs[0].measured == 1
+
+
+@pytest.mark.parametrize("weights", ["link", "copy"])
+def test_swapped_weights_of_one_shape_are_found(export, checkpoint, weights):
+    bundle = export(weights=weights)
+    file = bundle / "onnx/model.onnx"
+    model = onnx.load(file, load_external_data=False)
+    tensors = {t.name: t for t in model.graph.initializer}
+    key, value = (tensors[f"model.layers.2.self_attn.{part}_proj.weight"] for part in "kv")
+    held = [onnx.StringStringEntryProto.FromString(e.SerializeToString()) for e in key.external_data]
+    del key.external_data[:]
+    key.external_data.extend(value.external_data)
+    del value.external_data[:]
+    value.external_data.extend(held)
+    file.write_bytes(model.SerializeToString())
+    assert_blamed(verify_bundle(bundle, open_checkpoint(checkpoint)), "weights")
+
+
+def test_another_checkpoint_of_the_same_shape_is_not_the_source(export, tmp_path):
+    other = write_checkpoint(tmp_path / "other", CONFIG, weights=random_weights(CONFIG, seed=1))
+    bundle = export()
+    with pytest.raises(Exception, match="model.safetensors: is not a file that"):
+        verify(bundle, other)
+    assert_blamed(verify_bundle(bundle, open_checkpoint(other)), "weights")
+
+
+# Faults of the graph: each takes a built model and breaks one thing.
+
+
+def initializer(model, value):
+    """Give an initializer another value of the same shape."""
+
+    def write(array):
+        value.const_value = ir.tensor(array, name=value.name)
+
+    return write
+
+
+def rope_theta(model, path):
+    """The angles of another base."""
+    from llama_export.graph import assemble
+
+    wrong = dataclasses.replace(CONFIG, rope=RopeConfig(rope_theta=10500.0))
+    scratch = ir.Graph([], [], nodes=[], opset_imports={"": 18})
+    for value in assemble._rotary_tables(scratch, wrong, path).values():
+        model.graph.initializers[value.name].const_value = value.const_value
+
+
+def sees_one_too_many(model, path):
+    """The mask's diagonal is one further right: every query sees the token after it."""
+    (compare,) = (node for node in model.graph if node.op_type == "LessOrEqual")
+    late = ir.Node("", "Add", [compare.inputs[1], constant(model, "one", np.array(1))], name="fault.Add")
+    late.outputs[0].name = "fault.late"
+    model.graph.insert_before(compare, late)
+    compare.replace_input_with(1, late.outputs[0])
+
+
+def other_layers_past(model, path):
+    """Layer 0 continues layer 1's past: nothing is wrong while there is none."""
+    first, second = (f"past_key_values.{i}.value" for i in (0, 1))
+    values = {value.name: value for value in model.graph.inputs}
+    uses = [(use.node, use.idx, values[second]) for use in values[first].uses()]
+    uses += [(use.node, use.idx, values[first]) for use in values[second].uses()]
+    for node, index, value in uses:
+        node.replace_input_with(index, value)
+
+
+def sees_the_whole_chunk(model, path):
+    """With a past, all of a chunk is visible to each of its tokens: single tokens do not notice."""
+    graph = model.graph
+    (compare,) = (node for node in graph if node.op_type == "LessOrEqual")
+    past = next(value for value in graph.inputs if value.name == "past_key_values.0.key")
+    own = compare.inputs[1]  # [T, 1]: each query's slot
+    length = ir.Node(
+        "", "Shape", [past], [ir.AttrInt64("start", 2), ir.AttrInt64("end", 3)], name="fault.Shape"
+    )
+    some = ir.Node(
+        "", "Greater", [length.outputs[0], constant(model, "none", np.array([0]))], name="fault.Some"
+    )
+    last = ir.Node("", "ReduceMax", [own], name="fault.Last")
+    seen = ir.Node("", "Where", [some.outputs[0], last.outputs[0], own], name="fault.Seen")
+    for node in (length, some, last, seen):
+        node.outputs[0].name = node.name + ".out"
+    graph.insert_before(compare, [length, some, last, seen])
+    compare.replace_input_with(1, seen.outputs[0])
+
+
+def hides_no_leading_padding(model, path):
+    """GroupQueryAttention without its bias."""
+    for node in model.graph:
+        if node.op_type == "GroupQueryAttention":
+            bias = node.inputs[10]
+            (zero,) = (
+                (n for n in model.graph if n.name == "fault.Zero")
+                if any(n.name == "fault.Zero" for n in model.graph)
+                else (None,)
+            )
+            if zero is None:
+                zero = ir.Node("", "Mul", [bias, constant(model, "zero", np.float32(0))], name="fault.Zero")
+                zero.outputs[0].name = "fault.zero.out"
+                model.graph.insert_before(node, zero)
+            node.replace_input_with(10, zero.outputs[0])
+
+
+def counts_trailing_padding(model, path):
+    """seqlens_k ends with the batch, not with the row."""
+    graph = model.graph
+    mask = next(value for value in graph.inputs if value.name == "attention_mask")
+    first = next(node for node in graph if node.op_type == "GroupQueryAttention")
+    ones = ir.Node("", "Mul", [mask, constant(model, "zero", np.array(0))], name="fault.Zeros")
+    ones.outputs[0].name = "fault.zeros"
+    plus = ir.Node("", "Add", [ones.outputs[0], constant(model, "one", np.array(1))], name="fault.Ones")
+    plus.outputs[0].name = "fault.ones"
+    total = ir.Node(
+        "",
+        "ReduceSum",
+        [plus.outputs[0], constant(model, "axis", np.array([1]))],
+        [ir.AttrInt64("keepdims", 0)],
+        name="fault.Sum",
+    )
+    total.outputs[0].name = "fault.sum"
+    last = ir.Node("", "Sub", [total.outputs[0], constant(model, "unit", np.array(1))], name="fault.Last")
+    last.outputs[0].name = "fault.last"
+    cast = ir.Node("", "Cast", [last.outputs[0]], [ir.AttrInt64("to", ir.DataType.INT32)], name="fault.Cast")
+    cast.outputs[0].name = "fault.cast"
+    graph.insert_before(first, [ones, plus, total, last, cast])
+    for node in graph:
+        if node.op_type == "GroupQueryAttention":
+            node.replace_input_with(5, cast.outputs[0])
+
+
+def not_a_number(model, path):
+    """Every logit is NaN, which compares as neither larger nor smaller than any tolerance."""
+    norm = next(n for n in model.graph if "eps" in "".join(n.attributes) and n.op_type == "RMSNormalization")
+    norm.attributes["epsilon"] = ir.AttrFloat32("epsilon", -1e9)
+
+
+def constant(model, name, array):
+    tensor = ir.tensor(np.asarray(array), name=f"fault.{name}")
+    value = ir.Value(
+        name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    model.graph.initializers.add(value)
+    return value
+
+
+FAULTS = [
+    (rope_theta, "flash", "prefill"),
+    (rope_theta, "sdpa", "prefill"),
+    (rope_theta, "eager", "prefill"),
+    (sees_one_too_many, "sdpa", "prefill"),
+    (sees_one_too_many, "eager", "prefill"),
+    (not_a_number, "flash", "prefill"),
+    (other_layers_past, "sdpa", "decode"),
+    (other_layers_past, "eager", "decode"),
+    (sees_the_whole_chunk, "sdpa", "chunked prefill"),
+    (sees_the_whole_chunk, "eager", "chunked prefill"),
+    (hides_no_leading_padding, "flash", "left-padded batch"),
+    (counts_trailing_padding, "flash", "right-padded batch"),
+]
+
+
+@pytest.fixture
+def build_with(monkeypatch, graph_of):
+    """Put a fault into every graph that the pipeline builds."""
+
+    def patch(fault):
+        def build(config, path):
+            model = graph_of(config, path)
+            fault(model, path)
+            return model
+
+        monkeypatch.setattr(pipeline, "build_graph", build)
+
+    return patch
+
+
+@pytest.mark.parametrize(("fault", "path", "rung"), FAULTS, ids=lambda v: getattr(v, "__name__", v))
+def test_a_fault_of_the_graph_is_blamed_on_the_lowest_rung(export, checkpoint, build_with, fault, path, rung):
+    build_with(fault)
+    assert_blamed(verify_bundle(export(path), open_checkpoint(checkpoint)), rung)
+
+
+# What an export does about it
+
+
+@pytest.mark.parametrize("weights", ["link", "copy"])
+def test_a_red_export_publishes_nothing_and_keeps_what_failed(checkpoint, tmp_path, build_with, weights):
+    build_with(rope_theta)
+    with pytest.raises(ParityError, match="prefill: measured .*; nothing was published") as error:
+        pipeline.export(checkpoint, tmp_path / "bundle", recipe=Recipe("flash", weights))
+    assert error.value.exit_code == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle.failed"]
+    assert "bundle.failed" in error.value.hint
+    report = verify_bundle(tmp_path / "bundle.failed", open_checkpoint(checkpoint))
+    assert_blamed(report, "prefill")
+
+
+def test_a_red_export_leaves_the_bundle_that_stood_there(checkpoint, tmp_path, build_with, export):
+    bundle = export()
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    build_with(rope_theta)
+    for _ in range(2):  # the second replaces the first's failure
+        with pytest.raises(ParityError):
+            pipeline.export(checkpoint, bundle, force=True)
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.failed"]
+    assert verify(bundle, checkpoint).passed
+
+
+def test_a_red_export_beside_leaves_the_checkpoint_as_it_was(tmp_path, build_with):
+    folder = write_checkpoint(tmp_path / "checkpoint", CONFIG)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    build_with(rope_theta)
+    with pytest.raises(ParityError):
+        pipeline.export(folder, recipe=Recipe("flash", "beside"))
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {path: after.get(path) for path in before} == before
+    assert not (folder / "manifest.json").exists()
+    assert not (folder / "onnx").exists()
+
+
+# The greedy rung, whose faults the logits show first
+
+
+def greedy(tokens, logits, error):
+    return _greedy(
+        [Continuation(tuple(tokens), np.zeros((1, 3)), np.zeros((1, 3)))], [np.array(logits)], error
+    )
+
+
+def test_a_token_that_the_reference_would_not_choose_is_wrong():
+    rung = greedy([0, 2], [[3.0, 1.0, 0.0], [0.0, 3.0, 1.0]], error=0.1)
+    assert (rung.measured, rung.passed) == (1, False)
+
+
+def test_a_near_tie_is_reported_and_not_wrong():
+    rung = greedy([0, 2], [[3.0, 1.0, 0.0], [0.0, 3.0, 2.9]], error=0.1)
+    assert (rung.measured, rung.passed) == (0, True)
+    assert "of 2" in rung.detail
+    assert "near ties decided otherwise: 1" in rung.detail
+
+
+def test_a_near_tie_excuses_its_two_tokens_alone():
+    """The reference hesitates between tokens 1 and 2; that is no excuse for token 0."""
+    rung = greedy([0], [[-9.0, 3.0, 2.9]], error=0.1)
+    assert not rung.passed

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # On tiny tensors PyTorch's threads cost more than they bring, most of all where others use the cores too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+pytest_plugins = ["allowed_skips"]
+
 GraphOf = Callable[["LlamaConfig", str], "ir.Model"]
 
 

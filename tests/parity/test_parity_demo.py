@@ -16,6 +16,7 @@ from llama_runtime import SamplingOptions, load
 
 CHECKPOINT = Path(__file__).parents[2] / "recipes" / "tiny" / "checkpoint"
 PROMPTS = ("Once upon a time", "One day, a small cat", "The", "In a green garden there lived an old frog. He")
+RECIPES = [*(Recipe(path) for path in PATHS), Recipe("flash", "copy", "float32")]
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +24,11 @@ def oracle():
     return transformers_model(CHECKPOINT)
 
 
-@pytest.fixture(
-    scope="module", params=[(path, "link", None) for path in PATHS] + [("flash", "copy", "float32")]
-)
+@pytest.fixture(scope="module", params=RECIPES, ids=lambda recipe: f"{recipe.attention}-{recipe.weights}")
 def bundle(request, tmp_path_factory):
     before = snapshot(CHECKPOINT)
     output = tmp_path_factory.mktemp("demo") / "bundle"
-    pipeline.export(CHECKPOINT, output, recipe=Recipe(*request.param))
+    pipeline.export(CHECKPOINT, output, recipe=request.param)
     assert snapshot(CHECKPOINT) == before
     return load(output)
 

@@ -1,4 +1,4 @@
-"""The table of tolerances says what was measured: over all exports of this suite, neither less nor far more."""
+"""The table of tolerances says what was measured over all exports here: neither less nor far more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graph's initializers point at the planned bytes, and ONNX Runtime finds the checkpoint's values there."""
+"""The graph's initializers point at the planned bytes, where ONNX Runtime finds the checkpoint's values."""
 
 from __future__ import annotations
 

@@ -20,6 +20,11 @@ def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def seen(folder):
+    """Bytes, mode and time of last change of every file."""
+    return {p.name: (p.read_bytes(), p.stat().st_mode, p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
 def write(folder, target, mode="copy", precision=None):
     """Open, plan and write; what the plan was, and what was returned."""
     checkpoint = open_checkpoint(folder)
@@ -143,8 +148,6 @@ def test_the_checkpoint_is_only_read(tmp_path):
     folder = write_checkpoint(tmp_path / "from", CONFIG, shards=2)
     for path in folder.iterdir():
         path.chmod(0o440)
-    before = {p.name: (p.read_bytes(), p.stat().st_mode, p.stat().st_mtime_ns) for p in folder.iterdir()}
+    before = seen(folder)
     write(folder, tmp_path / "to", precision="float16")
-    assert before == {
-        p.name: (p.read_bytes(), p.stat().st_mode, p.stat().st_mtime_ns) for p in folder.iterdir()
-    }
+    assert seen(folder) == before

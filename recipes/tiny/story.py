@@ -17,224 +17,173 @@ def _table(forms: str, *rows: str) -> tuple[Entry, ...]:
 
 
 # Letters beyond ASCII are never in the vocabulary: Zoë and José are spelled with byte pieces.
-_GIRLS = ("Anna", "Clara", "Emma", "Ivy", "Lily", "Mira", "Nina", "Rosa", "Ruth", "Zoë")
-_BOYS = ("Ben", "Finn", "Jack", "José", "Leo", "Max", "Omar", "Paul", "Sam", "Tom")
-LEXICON: dict[str, tuple[Entry, ...]] = {
-    "child": _table(
+_GIRLS, _BOYS = ("Anna", "Clara", "Emma", "Lily", "Zoë"), ("Ben", "Jack", "José", "Leo", "Omar")
+_GIRL_FRIENDS, _BOY_FRIENDS = ("Ivy", "Mira", "Nina", "Rosa", "Ruth"), ("Finn", "Max", "Paul", "Sam", "Tom")
+
+
+def _children(girls: tuple[str, ...], boys: tuple[str, ...]) -> tuple[Entry, ...]:
+    return _table(
         "name|child|he|his|him",
-        *(f"{name}|girl|she|her|her" for name in _GIRLS),
-        *(f"{name}|boy|he|his|him" for name in _BOYS),
-    ),
-    "age": _table("name", "4", "5", "6", "7", "8", "9"),
+        *(f"{name}|girl|she|her|her" for name in girls),
+        *(f"{name}|boy|he|his|him" for name in boys),
+    )
+
+
+LEXICON: dict[str, tuple[Entry, ...]] = {
+    "child": _children(_GIRLS, _BOYS),
+    "friend": _children(_GIRL_FRIENDS, _BOY_FRIENDS),
     "nature": _table("name", "brave", "clever", "happy", "kind", "merry", "quiet"),
-    "colour": _table("name", "blue", "brown", "green", "red", "white", "yellow"),
-    "size": _table("name", "big", "little", "small", "thin", "young"),
     "relative": _table("name", "aunt", "father", "grandfather", "grandmother", "mother", "uncle"),
     "daytime": _table("name", "afternoon", "evening", "morning"),
     "toy": _table(
-        "name|play", "ball|throw", "boat|sail", "book|read", "drum|play", "kite|fly", "wagon|pull"
-    ),
-    "damage": _table(
-        "part|toy|tool",
-        "seam|ball|a needle", "sail|boat|some thread", "cover|book|some tape", "skin|drum|some leather",
-        "tail|kite|some string", "wheel|wagon|a nail",
+        "name|play|part|tool", "ball|throw|seam|a needle", "boat|sail|sail|some thread",
+        "book|read|cover|some tape", "drum|play|skin|some leather", "kite|fly|tail|some string",
+        "wagon|pull|wheel|a nail",
     ),
     "place": _table("name", "the beach", "the farm", "the forest", "the garden", "the market", "the park"),
-    "spot": _table(
-        "name|place",
-        "behind a rock|the beach", "in the sand|the beach", "under a towel|the beach",
-        "in the hay|the farm", "behind the barn|the farm", "under the cart|the farm",
-        "in a hollow tree|the forest", "under the leaves|the forest", "beside the stream|the forest",
-        "behind the roses|the garden", "under the apple tree|the garden", "beside the pond|the garden",
-        "under a table|the market", "between the baskets|the market", "behind the bread|the market",
-        "under a bench|the park", "behind the fountain|the park", "beside the swing|the park",
-    ),
     "animal": _table(
-        "name|cried", "cat|meowed", "dog|barked", "duck|quacked", "goat|bleated", "hen|clucked",
-        "horse|neighed", "mouse|squeaked",
+        "name|cried|food", "cat|meowed|some milk", "dog|barked|a bone", "duck|quacked|some bread",
+        "goat|bleated|some grass", "hen|clucked|some corn", "horse|neighed|a carrot",
+        "mouse|squeaked|some cheese",
     ),
-    "food": _table(
-        "name|eater", "some fish|cat", "some milk|cat", "a bone|dog", "a sausage|dog", "some bread|duck",
-        "some peas|duck", "some grass|goat", "a cabbage|goat", "some corn|hen", "some seeds|hen",
-        "a carrot|horse", "a pear|horse", "some cheese|mouse", "a nut|mouse",
-    ),
-    "petname": _table("name", "Biscuit", "Button", "Pepper", "Sunny", "Teddy"),
+    "shelter": _table("name", "a barn", "a bridge", "a cave", "a cottage", "a hollow tree", "a tent"),
 }  # fmt: skip
 
 VARIABLES = {
-    "hero": "child", "friend": "child", "age": "age", "nature": "nature", "colour": "colour", "size": "size",
-    "relative": "relative", "daytime": "daytime", "toy": "toy", "damage": "damage", "place": "place",
-    "spot": "spot", "wrong": "spot", "pet": "animal", "food": "food", "petname": "petname",
+    "hero": "child", "friend": "friend", "nature": "nature", "relative": "relative", "daytime": "daytime",
+    "toy": "toy", "place": "place", "pet": "animal", "shelter": "shelter",
 }  # fmt: skip
 
-LINKS = (
-    ("damage.toy", "toy.name"),
-    ("spot.place", "place.name"),
-    ("wrong.place", "place.name"),
-    ("food.eater", "pet.name"),
-)
+LINKS: tuple[tuple[str, str], ...] = ()
 
+# What a question asks for was said at least twice: a model learns to remember what it often has to.
 RULES: dict[str, tuple[str, ...]] = {
-    "Story": (
-        "{Lost}", "{Lost}\nQuestion: {AskLost}",
-        "{Broken}", "{Broken}\nQuestion: {AskBroken}",
-        "{Hungry}", "{Hungry}\nQuestion: {AskHungry}",
-        "{Rain}", "{Rain}\nQuestion: {AskRain}",
-    ),
+    "Story": ("{Lost}\nQuestion: {AskLost}", "{Broken}\nQuestion: {AskBroken}",
+              "{Hungry}\nQuestion: {AskHungry}", "{Rain}\nQuestion: {AskRain}"),
     "Opening": (
-        "Once upon a time there was a {hero.child} named {hero}.",
         "Once upon a time there was a {nature} {hero.child} named {hero}.",
+        "Once there lived a {nature} {hero.child}, and {hero.his} name was {hero}.",
         "{hero} was a {nature} little {hero.child}.",
-        "{hero} was {age} years old.",
-        "There once lived a {hero.child} named {hero}, who was {age} years old.",
-    ),
-    "AskAge": ("How old was {hero}? Answer: {=age}.",),
-
-    # A toy is lost, and a friend or an animal finds it.
-    "Lost": ("{Opening} {HasToy} {TakesToy} {LosesToy} {FriendFinds}",
-             "{Opening} {HasToy} {TakesToy} {LosesToy} {AnimalFinds}"),
-    "HasToy": (
-        "{hero.He} had a {colour} {toy} and loved to {toy.play} it.",
-        "{hero.His} {relative} gave {hero.him} a {colour} {toy}.",
-        "Most of all {hero.he} liked to {toy.play} {hero.his} {colour} {toy}.",
-    ),
-    "TakesToy": (
-        "One {daytime} {hero} took the {toy} to {place}.",
-        "On a warm {daytime} {hero.he} went to {place} to {toy.play} the {toy}.",
-        "One {daytime} {hero} carried it to {place}.",
-    ),
-    "LosesToy": (
-        "But then the {toy} was gone, and {hero} was very sad.",
-        "{hero.He} put it down for a moment, and soon it was gone.",
-        "There {hero.he} lost the {toy} and began to cry.",
-    ),
-    "FriendFinds": ("{FriendComes} {FriendLooks} {Thanks}",
-                    "{FriendComes} {LookInVain} {FriendLooks} {Thanks}"),
-    "FriendComes": (
-        "{hero.His} friend {friend} came to help {hero.him}.",
-        "{hero} asked {hero.his} friend {friend} for help.",
-        "A {friend.child} named {friend} heard {hero.him} and wanted to help.",
-    ),
-    "LookInVain": (
-        "They looked {wrong}, but it was not there.",
-        "First they looked {wrong}, but found nothing.",
-    ),
-    "FriendLooks": (
-        "At last {friend} found the {toy} {spot}.",
-        "Then {friend} saw something {colour} {spot}: it was the {toy}!",
-        "\"Look, it is {spot}!\" said {friend}.",
     ),
     "Thanks": (
         "\"Thank you, {friend}!\" said {hero}.",
         "{hero} was so glad that {hero.he} gave {friend} a hug.",
         "From that day on {hero} and {friend} were best friends.",
-        "{hero} thanked {friend.him}, and they played together until the sun went down.",
+        "{hero} thanked {friend}, and they played with the {toy} until the sun went down.",
     ),
-    "AnimalFinds": ("{AnimalComes} {AnimalLooks} {Reward}",),
-    "AnimalComes": (
-        "A {size} {pet} saw {hero.him} and wanted to help.",
-        "Then {hero.he} met a {size} {pet} and told it what was wrong.",
+
+    # A toy is lost, and a friend finds it.
+    "Lost": ("{Opening} {HasToy} {TakesToy} {LosesToy} {FriendComes} {FriendFinds} {Thanks}",),
+    "HasToy": (
+        "{hero.He} had a {toy} and loved to {toy.play} it.",
+        "{hero.His} {relative} gave {hero.him} a {toy}.",
+        "Most of all {hero.he} liked to {toy.play} {hero.his} {toy}.",
     ),
-    "AnimalLooks": (
-        "The {pet} looked {spot} and {pet.cried}, for there was the {toy}.",
-        "Soon the {pet} found the {colour} {toy} {spot}.",
+    "TakesToy": (
+        "One {daytime} {hero} took the {toy} to {place}.",
+        "On a warm {daytime} {hero} went to {place} to {toy.play} the {toy}.",
     ),
-    "Reward": (
-        "{hero} laughed and gave the {pet} {food}.",
-        "\"Good {pet}!\" said {hero} and gave it {food}.",
+    "LosesToy": (
+        "But in {place} the {toy} was gone, and {hero} was very sad.",
+        "But {hero} lost the {toy} in {place} and began to cry.",
+    ),
+    "FriendComes": (
+        "{hero.His} friend {friend} came to help {hero.him}.",
+        "{hero} asked {hero.his} friend {friend} for help.",
+        "A {friend.child} named {friend} heard {hero} and wanted to help.",
+    ),
+    "FriendFinds": (
+        "They looked all over {place}, and at last {friend} found the {toy}.",
+        "\"Look, here is your {toy}!\" said {friend}.",
+        "Then {friend} saw something in the grass: it was the {toy}!",
     ),
     "AskLost": (
-        "Who found the {colour} {toy}? Answer: {=friend}.",
-        "Who found the {colour} {toy}? Answer: The {=pet}.",
-        "Where was the {toy}? Answer: {spot.Name}.",
-        "What did {hero} lose? Answer: A {colour} {toy}.",
-        "{AskAge}",
+        "Who found the {toy}? Answer: {friend}.",
+        "Who lost the {toy}? Answer: {hero}.",
+        "What did {hero} lose? Answer: The {toy}.",
+        "Where was the {toy}? Answer: In {place}.",
     ),
 
     # A toy breaks, and a friend brings what it takes to mend it.
-    "Broken": ("{Opening} {HasToy} {Breaks} {FriendBrings} {Mends} {Thanks}",
-               "{Opening} {HasToy} {Breaks} {Despair} {FriendBrings} {Mends} {Thanks}"),
+    "Broken": ("{Opening} {HasToy} {Breaks} {FriendBrings} {Mends} {Thanks}",),
     "Breaks": (
-        "One {daytime} {hero} fell, and the {damage.part} of the {toy} broke.",
-        "But one {daytime} {hero.he} dropped it, and its {damage.part} broke.",
+        "One {daytime} {hero} fell, and the {toy.part} of the {toy} broke.",
+        "But one {daytime} {hero} dropped the {toy}, and its {toy.part} broke.",
     ),
-    "Despair": ("{hero} did not know what to do.", "{hero} sat down and cried."),
     "FriendBrings": (
-        "{hero.His} friend {friend} came with {damage.tool}.",
-        "Then {hero.his} friend {friend} said: \"I have {damage.tool}.\"",
-        "A {friend.child} named {friend} saw it and brought {damage.tool}.",
+        "{hero.His} friend {friend} came with {toy.tool}.",
+        "\"I have {toy.tool},\" said {hero.his} friend {friend}.",
+        "A {friend.child} named {friend} saw it and brought {toy.tool}.",
     ),
     "Mends": (
-        "With {damage.tool} they mended the {damage.part}, and the {toy} was as good as new.",
-        "{friend.He} mended the {damage.part}, and soon {hero} could {toy.play} the {toy} again.",
+        "With {toy.tool} {friend} mended the {toy.part}, and the {toy} was as good as new.",
+        "{friend} mended the {toy.part}, and soon {hero} could {toy.play} the {toy} again.",
     ),
     "AskBroken": (
-        "What broke? Answer: The {damage.part} of the {toy}.",
-        "Who helped {hero}? Answer: {friend}.",
-        "What did {friend} bring? Answer: {damage.Tool}.",
-        "{AskAge}",
+        "Who mended the {toy}? Answer: {friend}.",
+        "Who had a {toy}? Answer: {hero}.",
+        "What broke? Answer: The {toy.part} of the {toy}.",
+        "What did {friend} bring? Answer: {toy.Tool}.",
     ),
 
     # A hungry animal is fed and becomes a friend.
-    "Hungry": ("{Opening} {Walk} {MeetAnimal} {Hunger} {Share} {Stays}",),
+    "Hungry": ("{Opening} {Walk} {MeetsAnimal} {Hunger} {Share} {Joy}",),
     "Walk": (
-        "One {daytime} {hero} walked to {place} with {food} in {hero.his} bag.",
-        "On a cold {daytime} {hero.he} went to {place} and took {food} along.",
+        "One {daytime} {hero} walked to {place}.",
+        "On a cold {daytime} {hero} went to {place} all alone.",
     ),
-    "MeetAnimal": (
-        "A {size} {pet} was sitting {spot}.",
-        "There {hero.he} saw a {size} {pet} {spot}.",
+    "MeetsAnimal": (
+        "In {place} {hero} met a little {pet}.",
+        "There was a thin {pet} in {place}, and it looked at {hero}.",
     ),
     "Hunger": (
         "\"I am so hungry,\" said the {pet}.",
-        "The poor {pet} was hungry.",
-        "It {pet.cried} sadly, for it had not eaten all day.",
+        "The {pet} {pet.cried} sadly, for it had not eaten all day.",
     ),
     "Share": (
-        "{hero} felt sorry for the {pet} and gave it {food}.",
-        "So {hero} opened {hero.his} bag and gave {food} to the {pet}.",
+        "{hero} felt sorry for the {pet} and gave it {pet.food}.",
+        "So {hero} took {pet.food} and gave it to the {pet}.",
     ),
-    "Stays": (
-        "The {pet} was happy, and {hero} named it {petname}.",
-        "The {pet} {pet.cried} with joy and followed {hero.him} home.",
-        "{hero} took the {pet} home and named it {petname}.",
+    "Joy": (
+        "The {pet} {pet.cried} with joy and followed {hero} home.",
+        "Then {hero} and the {pet} went home together.",
+        "\"Thank you, {hero}!\" said the {pet}.",
     ),
     "AskHungry": (
-        "What did the {pet} eat? Answer: {food.Name}.",
-        "Who was hungry? Answer: The {size} {pet}.",
-        "What was the name of the {pet}? Answer: {=petname}.",
-        "Where did {hero} go? Answer: To {place}.",
-        "{AskAge}",
+        "Who was hungry? Answer: The {pet}.",
+        "Who was kind to the {pet}? Answer: {hero}.",
+        "What did the {pet} eat? Answer: {pet.Food}.",
+        "Where was the {pet}? Answer: In {place}.",
     ),
 
     # Rain surprises two friends, who wait until it is over.
-    "Rain": ("{Opening} {GoOut} {Starts} {Shelter} {Pastime} {Over}",),
+    "Rain": ("{Opening} {GoOut} {Starts} {Hide} {Pastime} {Over}",),
     "GoOut": (
         "One {daytime} {hero} and {hero.his} friend {friend} went to {place}.",
-        "{hero.He} had a friend named {friend}, and one {daytime} they went to {place} together.",
+        "{hero.He} had a friend named {friend}, and one {daytime} they went to {place}.",
     ),
-    "Starts": ("Soon it began to rain.", "Then big drops of rain fell on {hero} and {friend}."),
-    "Shelter": (
-        "\"Let us hide {spot},\" said {friend}.",
-        "{friend} took {hero} by the hand, and they hid {spot}.",
-        "They were all wet when {hero} found a dry place {spot}.",
+    "Starts": (
+        "Soon it began to rain in {place}.",
+        "Then big drops of rain fell on {hero} and {friend}.",
+    ),
+    "Hide": (
+        "\"Let us hide in {shelter},\" said {friend}, and they ran to {shelter}.",
+        "They found {shelter}, and in {shelter} it was dry.",
     ),
     "Pastime": (
-        "While they waited, {hero} told {friend} a story about a {colour} {pet}.",
-        "There {friend} sang a song about a {size} {pet}, and {hero} sang along.",
-        "{hero} had {food} in {hero.his} bag and shared it with {friend}.",
+        "There {hero} told {friend} a story about a {pet}, and {friend} {pet.cried} like a {pet}.",
+        "There {friend} sang a song about a {pet}, and {hero} {pet.cried} like a {pet}.",
     ),
     "Over": (
         "At last the sun came out, and {hero} and {friend} ran home.",
-        "When the rain was over, {hero} saw a rainbow and showed it to {friend}.",
-        "Then the sky was blue again, and {friend} and {hero} danced in the wet grass.",
+        "When the rain was over, {hero} showed {friend} a rainbow.",
+        "Then the sky was blue again, and {hero} and {friend} danced in the wet grass.",
     ),
     "AskRain": (
         "Who was with {hero}? Answer: {friend}.",
-        "Where did they hide? Answer: {spot.Name}.",
-        "What was the story about? Answer: A {=colour} {=pet}.",
-        "What was the song about? Answer: A {=size} {=pet}.",
-        "{AskAge}",
+        "Who was with {friend}? Answer: {hero}.",
+        "Where did they hide? Answer: In {shelter}.",
+        "Which animal was it about? Answer: A {pet}.",
     ),
 }  # fmt: skip
 
@@ -242,7 +191,7 @@ GRAMMAR = Grammar(RULES, LEXICON, VARIABLES, LINKS)
 
 
 def generate(rng: random.Random) -> str:
-    """Write one story, with or without a question at its end."""
+    """Write one story and a question about it."""
     return GRAMMAR.generate(rng)
 
 

@@ -27,16 +27,16 @@ CONFIG = LlamaConfig(
     hidden_size=192,
     intermediate_size=512,
     num_hidden_layers=4,
-    num_attention_heads=8,
+    num_attention_heads=6,
     num_key_value_heads=2,
-    head_dim=32,  # 8 heads of 32 are wider than the residual stream, which readers must not assume away
+    head_dim=32,  # hidden_size / num_attention_heads: optimum's runtime class assumes it
     max_position_embeddings=512,
     rms_norm_eps=1e-5,
 )
 TOKENIZER_TEXTS = 5_000
 # A story and a half to the row teaches agreement fastest; the last texts fill every position there is.
-SHORT_ROW, LONG_ROW = 128, CONFIG.max_position_embeddings
-LONG_SHARE = 0.2
+SHORT_ROW, LONG_ROW = 160, CONFIG.max_position_embeddings
+LONG_SHARE = 0.1
 TOKENS_PER_STEP = 1024
 WARMUP_STEPS = 60
 PEAK_LEARNING_RATE = 3e-3

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from story import generate
 
 SEED = 20240229
-TRAIN_COUNT = 36_000
+TRAIN_COUNT = 32_000
 HELDOUT_COUNT = 200
 HELDOUT_FILE = Path(__file__).with_name("heldout.txt")
 

@@ -23,7 +23,6 @@ from llama_export.model import LlamaForCausalLM
 
 SAMPLE_COUNT = 200
 SAMPLE_SEED = 1
-TEMPERATURE = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,11 @@ class Scores:
     """What the README states.
 
     Attributes:
-        sampled_texts: How many texts were sampled from <s>.
-        parsed_texts: How many of them the grammar could have written.
+        sampled_texts: How many texts were sampled from <s>, twice.
+        temperature: Of the checkpoint's generation_config.json.
+        top_p: Of the checkpoint's generation_config.json.
+        parsed_texts: How many texts sampled so the grammar could have written.
+        parsed_texts_undamped: The same at temperature 1 from the whole distribution.
         heldout_texts: Texts behind both perplexities.
         heldout_tokens: Tokens predicted in them, </s> included.
         llama_perplexity: Per token.
@@ -40,7 +42,10 @@ class Scores:
     """
 
     sampled_texts: int
+    temperature: float
+    top_p: float
     parsed_texts: int
+    parsed_texts_undamped: int
     heldout_texts: int
     heldout_tokens: int
     llama_perplexity: float
@@ -60,14 +65,22 @@ def main() -> None:
 def measure(folder: Path) -> Scores:
     """Sample, parse, and score the held-out texts with both models."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
-    samples = sample_texts(model, tokenizer, SAMPLE_COUNT, SAMPLE_SEED, TEMPERATURE)
+    settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    temperature, top_p = settings["temperature"], settings["top_p"]
+
+    def parsed(temperature: float, top_p: float) -> int:
+        return sum(map(parses, sample_texts(model, tokenizer, SAMPLE_COUNT, SAMPLE_SEED, temperature, top_p)))
+
     train_texts, _ = split_corpus()
     ngram = NgramModel((encode(text, tokenizer) for text in train_texts), tokenizer.vocab_size())
     heldout = read_heldout()
     ngram_nats = -np.concatenate([np.log(ngram.probabilities(encode(text, tokenizer))) for text in heldout])
     return Scores(
         sampled_texts=SAMPLE_COUNT,
-        parsed_texts=sum(map(parses, samples)),
+        temperature=temperature,
+        top_p=top_p,
+        parsed_texts=parsed(temperature, top_p),
+        parsed_texts_undamped=parsed(1.0, 1.0),
         heldout_texts=len(heldout),
         heldout_tokens=len(ngram_nats),
         llama_perplexity=perplexity(model, tokenizer, heldout),
@@ -90,13 +103,13 @@ def perplexity(
 
 
 def table(scores: Scores) -> str:
-    """Say the scores in three lines."""
-    share = scores.parsed_texts / scores.sampled_texts
-    sampled = f"{scores.sampled_texts} texts sampled at temperature {TEMPERATURE}, seed {SAMPLE_SEED}"
+    """Say the scores in four lines."""
+    sampled = f"{scores.sampled_texts} texts sampled with seed {SAMPLE_SEED} at temperature"
     heldout = f"perplexity per token, {scores.heldout_texts} held-out texts, {scores.heldout_tokens} tokens"
     return "\n".join(
         (
-            f"{sampled}: {scores.parsed_texts} parse ({share:.1%})",
+            f"{sampled} {scores.temperature}, top-p {scores.top_p}: {scores.parsed_texts} parse",
+            f"{sampled} 1, top-p 1: {scores.parsed_texts_undamped} parse",
             f"{heldout}: LLaMA {scores.llama_perplexity:.3f}",
             f"{heldout}: 5-gram {scores.ngram_perplexity:.3f}",
         )

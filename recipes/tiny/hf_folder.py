@@ -71,7 +71,9 @@ def _generation_config() -> dict[str, Any]:
         "eos_token_id": EOS_ID,
         # The vocabulary has no padding token; </s> may stand in, as what follows it is never read.
         "pad_token_id": EOS_ID,
-        "temperature": 1.0,
+        # Meta's own defaults for Llama 2 and 3.
+        "temperature": 0.6,
+        "top_p": 0.9,
     }
 
 

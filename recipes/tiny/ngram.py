@@ -86,11 +86,11 @@ def _windows(ids: Sequence[int]) -> Ints:
 
 
 def _discounts(counts: Ints) -> Floats:
-    """Chen and Goodman's discounts of counts 0, 1, 2 and 3 or more, never above the count itself."""
+    """Chen and Goodman's discounts of counts 0, 1, 2 and 3 or more; never 0, or unseen tokens get nothing."""
     n1, n2, n3, n4 = (max(int((counts == times).sum()), 1) for times in (1, 2, 3, 4))
     share = n1 / (n1 + 2 * n2)
     raw = [0.0, 1 - 2 * share * n2 / n1, 2 - 3 * share * n3 / n2, 3 - 4 * share * n4 / n3]
-    return np.clip(raw, 0.0, [0.0, 1.0, 2.0, 3.0])
+    return np.clip(raw, [0.0, 0.1, 0.1, 0.1], [0.0, 1.0, 2.0, 3.0])
 
 
 def _find(table: Ints, keys: Ints) -> tuple[Ints, NDArray[np.bool_]]:

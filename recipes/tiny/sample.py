@@ -37,10 +37,11 @@ def sample_texts(
     count: int,
     seed: int,
     temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> list[str]:
     """Write texts from <s> to </s>, or to the model's longest sequence.
 
-    Tokens are drawn from the whole distribution: no top-k, no top-p, no penalty.
+    No top-k and no penalty; with ``top_p`` 1 tokens are drawn from the whole distribution.
 
     Args:
         model: In float32.
@@ -48,6 +49,7 @@ def sample_texts(
         count: How many texts to write, all in one batch.
         seed: Of the draws.
         temperature: What the logits are divided by.
+        top_p: Draw from the fewest likeliest tokens that hold this share of the probability.
     """
     generator = torch.Generator().manual_seed(seed)
     cache = GrowingCache()
@@ -56,14 +58,17 @@ def sample_texts(
     ended = torch.zeros(count, 1, dtype=torch.bool)
     while not ended.all() and len(steps) < model.config.max_position_embeddings:
         logits = model(step, cache=cache)[:, -1]  # [B, V]
-        step = _draw(logits / temperature, generator)  # [B, 1]
+        step = _draw(logits / temperature, top_p, generator)  # [B, 1]
         steps.append(step)
         ended |= step == tokenizer.eos_id()
     return [_text(row, tokenizer) for row in torch.cat(steps, dim=1).tolist()]
 
 
-def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator)
+def _draw(logits: Tensor, top_p: float, generator: torch.Generator) -> Tensor:
+    ranked, ids = logits.softmax(dim=-1).sort(dim=-1, descending=True)  # [B, V]
+    before = ranked.cumsum(dim=-1) - ranked
+    drawn = torch.multinomial(ranked.masked_fill(before >= top_p, 0), num_samples=1, generator=generator)
+    return ids.gather(1, drawn)  # [B, 1]
 
 
 def _text(ids: list[int], tokenizer: sentencepiece.SentencePieceProcessor) -> str:

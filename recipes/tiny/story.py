@@ -40,13 +40,13 @@ LEXICON: dict[str, tuple[Entry, ...]] = {
         "book|read|cover|some tape", "drum|play|skin|some leather", "kite|fly|tail|some string",
         "wagon|pull|wheel|a nail",
     ),
-    "place": _table("name", "the beach", "the farm", "the forest", "the garden", "the market", "the park"),
+    "place": _table("name", "the forest", "the garden", "the market", "the park", "the valley", "the village"),
     "animal": _table(
         "name|cried|food", "cat|meowed|some milk", "dog|barked|a bone", "duck|quacked|some bread",
         "goat|bleated|some grass", "hen|clucked|some corn", "horse|neighed|a carrot",
         "mouse|squeaked|some cheese",
     ),
-    "shelter": _table("name", "a barn", "a bridge", "a cave", "a cottage", "a hollow tree", "a tent"),
+    "shelter": _table("name", "a barn", "a cave", "a cottage", "a hollow tree", "a hut", "a tent"),
 }  # fmt: skip
 
 VARIABLES = {
@@ -182,7 +182,6 @@ RULES: dict[str, tuple[str, ...]] = {
     "AskRain": (
         "Who was with {hero}? Answer: {friend}.",
         "Who was with {friend}? Answer: {hero}.",
-        "Where did they hide? Answer: In {shelter}.",
         "Which animal was it about? Answer: A {pet}.",
     ),
 }  # fmt: skip

@@ -119,7 +119,7 @@ def _climb(
     allowed = measured + EXACT.limit * scale
     known = tuple(_known_answer(*item, allowed) for item in zip(prompts, found, answers, strict=True))
     count = sum(len(continuation.tokens) for continuation in found)
-    near_ties = sum(len(answer.near_ties) for answer in known)
+    near_ties = sum(len(_near_ties(logits, measured)) for logits in answers)
     missing = _not_measured(tolerance)[len(rungs) - 1 :]
     return Report((*rungs, *missing), count, near_ties, known, time.monotonic() - start)
 
@@ -149,10 +149,14 @@ def _greedy(found: Sequence[Continuation], wanted: Sequence[np.ndarray], error: 
     return Rung("greedy tokens", wrong, 0, detail)
 
 
+def _near_ties(wanted: np.ndarray, error: float) -> tuple[int, ...]:
+    """Where the reference's two best logits are closer than twice an error: [n, V] logits to indices."""
+    best = np.sort(wanted, axis=1)[:, -2:]  # [n, 2]
+    return tuple(np.flatnonzero(best[:, 1] - best[:, 0] < 2 * error).tolist())
+
+
 def _known_answer(prompt: Prompt, found: Continuation, wanted: np.ndarray, limit: float) -> KnownAnswer:
     """What any device can repeat: the tokens, and the reference's best logits at some of them."""
-    best = np.sort(wanted, axis=1)[:, -2:]
-    near = np.flatnonzero(best[:, 1] - best[:, 0] < 2 * limit)
     n = len(found.tokens)
     probes = []
     for position in sorted({0, n // 2, n - 1}):
@@ -162,7 +166,7 @@ def _known_answer(prompt: Prompt, found: Continuation, wanted: np.ndarray, limit
         prompt=prompt.text,
         prompt_tokens=prompt.tokens,
         tokens=found.tokens,
-        near_ties=tuple(near.tolist()),
+        near_ties=_near_ties(wanted, limit),
         probes=tuple(probes),
         tolerance=limit,
     )

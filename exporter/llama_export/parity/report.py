@@ -37,7 +37,7 @@ class Report:
     Attributes:
         rungs: Lowest first; those above a failed one are not measured.
         tokens_compared: Greedy tokens checked.
-        near_ties: How many of them the reference itself could hardly decide.
+        near_ties: Of them, those where the reference's best two differ by less than twice the measured error.
         known_answers: Prompts, the tokens that follow and some of the reference's logits.
         seconds: How long it took.
     """

@@ -27,11 +27,12 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 demo: $(VENV)/.run-ready
-	@echo "demo: recipes/tiny/checkpoint (a 3 M parameter LLaMA that tells little stories) -> $(DEMO)"
+	@echo "demo: recipes/tiny/checkpoint (a 2 M parameter LLaMA that tells little stories) -> $(DEMO)"
 	@$(BIN)/llama-export onnx recipes/tiny/checkpoint $(DEMO) --force
 	@echo
-	@echo '$$ llama-export run $(DEMO) "Once" --temperature 0.8 --seed 11'
-	@$(BIN)/llama-export run $(DEMO) "Once" --temperature 0.8 --seed 11
+	@echo '$$ llama-export run $(DEMO) "Once" --temperature 0.6 --top-p 0.9 --seed 11'
+	@printf Once
+	@$(BIN)/llama-export run $(DEMO) "Once" --temperature 0.6 --top-p 0.9 --seed 11
 
 setup: $(VENV)/.dev-ready
 

@@ -40,7 +40,9 @@ LEXICON: dict[str, tuple[Entry, ...]] = {
         "book|read|cover|some tape", "drum|play|skin|some leather", "kite|fly|tail|some string",
         "wagon|pull|wheel|a nail",
     ),
-    "place": _table("name", "the forest", "the garden", "the market", "the park", "the valley", "the village"),
+    "place": _table(
+        "name", "the forest", "the garden", "the market", "the park", "the valley", "the village"
+    ),
     "animal": _table(
         "name|cried|food", "cat|meowed|some milk", "dog|barked|a bone", "duck|quacked|some bread",
         "goat|bleated|some grass", "hen|clucked|some corn", "horse|neighed|a carrot",

@@ -20,6 +20,7 @@ from llama_export.graph.contract import check_path
 from llama_export.plan import new_bytes
 from llama_export.progress import Advance, byte_progress
 from llama_export.recipe import Recipe
+from llama_export.side_by_side import sharing_the_interpreter
 from llama_export.weights import FileDigest, WeightPlan, attach_weights, plan_weights, write_weights
 from llama_runtime.errors import LlamaRuntimeError
 from llama_runtime.manifest import MANIFEST_NAME, Manifest
@@ -142,7 +143,11 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
     data_folder = folder if plan.mode == "beside" else onnx
     source_bytes = sum(path.stat().st_size for path in source.weight_files)
     stop = Event()
-    with byte_progress("reading weights", source_bytes) as advance, ThreadPoolExecutor(1) as background:
+    with (
+        byte_progress("reading weights", source_bytes) as advance,
+        sharing_the_interpreter(),
+        ThreadPoolExecutor(1) as background,
+    ):
         streaming = background.submit(write_weights, source, plan, data_folder, _until(stop, advance))
         try:
             model = build_graph(source.config, recipe.attention)

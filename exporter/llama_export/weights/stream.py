@@ -17,7 +17,7 @@ from llama_export.checkpoint import Checkpoint, StoredTensor, nonfinite
 from llama_export.errors import CheckpointError, OptionError
 from llama_export.weights.plan import WeightPlan, in_file_order
 
-PIECE_BYTES = 16 << 20
+PIECE_BYTES = 8 << 20
 _PIECES_IN_FLIGHT = 3
 
 Advance = Callable[[int], None]

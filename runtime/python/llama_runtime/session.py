@@ -206,8 +206,8 @@ def _session_options(onnxruntime: Any, folder: Path, manifest: Manifest, threads
     options.enable_mem_pattern = False
     # Spinning threads take the cores from whatever else runs on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if manifest.precision == "float32" and manifest.weights in ("link", "beside"):
-        # The weights stay in the mapped file; packing would copy every one of them.
+    if manifest.precision == "float32":
+        # The weights stay in the mapped file; packing would copy every one of them, for many seconds.
         options.add_session_config_entry("session.disable_prepacking", "1")
     data_folder = folder / manifest.model.external_data_folder
     if data_folder.resolve() != (folder / manifest.model.path).parent.resolve():

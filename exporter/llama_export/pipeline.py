@@ -20,8 +20,8 @@ from llama_export.graph.contract import check_path
 from llama_export.plan import new_bytes
 from llama_export.progress import Advance, byte_progress
 from llama_export.recipe import Recipe
-from llama_export.side_by_side import sharing_the_interpreter
 from llama_export.weights import FileDigest, WeightPlan, attach_weights, plan_weights, write_weights
+from llama_export.weights.side_by_side import sharing_the_interpreter
 from llama_runtime.errors import LlamaRuntimeError
 from llama_runtime.manifest import MANIFEST_NAME, Manifest
 

@@ -1,0 +1,40 @@
+"""The command line: each command is a few lines over the Python functions of the same name."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import click
+
+from llama_export.cli.inspect import inspect
+from llama_export.cli.onnx import onnx
+from llama_export.cli.run import run
+from llama_export.cli.selftest import selftest
+from llama_export.cli.verify import verify
+
+
+class InOrder(click.Group):
+    """Lists the commands in the order of this file, which is that of their use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Not sorted by name."""
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("llama-export"), prog_name="llama-export")
+def main() -> None:
+    """Any LLaMA checkpoint in, one bundle out, that runs without PyTorch and is proven equal to it.
+
+    \b
+      llama-export inspect my-llama            what it is, and whether it can be exported
+      llama-export onnx my-llama               a bundle in artifacts/my-llama, verified
+      llama-export run artifacts/my-llama "Once upon a time"
+      llama-export selftest artifacts/my-llama on any machine, without the checkpoint
+
+    Exit codes: 0 done, 1 a bundle computes something else than its reference, 2 bad input.
+    """  # noqa: D301  (the \\b that keeps the lines apart is click's, and must be a real one)
+
+
+for command in (onnx, verify, inspect, run, selftest):
+    main.add_command(command)

@@ -1,0 +1,82 @@
+"""``llama-export onnx``: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import llama_export
+from llama_export.cli.command import FOLDER, JSON, echo, one_sentence
+from llama_export.show import exported_lines, plan_lines
+
+if TYPE_CHECKING:
+    from llama_export.recipe import Recipe
+
+
+@click.command(short_help="Export a checkpoint to a bundle, verified.")
+@click.argument("checkpoint", type=FOLDER)
+@click.argument("output", type=FOLDER, required=False)
+@click.option(
+    "--recipe", "recipe_file", type=FOLDER, help="TOML file with these choices; options here win over it."
+)
+@click.option("--attention", type=click.Choice(["eager", "sdpa", "flash"]),
+              help="flash: fastest in ONNX Runtime (default). sdpa: standard operators only, opset 23. "
+                   "eager: basic operators only, opset 18.")  # fmt: skip
+@click.option("--weights", type=click.Choice(["link", "copy", "beside"]),
+              help="link: shares the checkpoint's bytes (default). copy: writes them anew, in --precision. "
+                   "beside: the checkpoint's folder becomes the bundle.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float32", "float16", "bfloat16"]),
+              help="How --weights copy stores them; default as in the checkpoint.")  # fmt: skip
+@click.option(
+    "--verify/--no-verify",
+    default=None,
+    help="Compare with the eager PyTorch model before publishing (default).",
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle, as a whole.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@JSON
+@one_sentence
+def onnx(
+    checkpoint: Path,
+    output: Path | None,
+    recipe_file: Path | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+    **choices: Any,
+) -> None:
+    """Export CHECKPOINT, a Hugging Face LLaMA folder, to a bundle in OUTPUT.
+
+    With no options the export is exact: the checkpoint's own weights, shared with it rather than copied.
+    OUTPUT is artifacts/<name> by default. The checkpoint's files are never changed.
+    """
+    llama_export.require_export_extra()
+    # A polite kill cleans up like Ctrl-C does; without this it would not even run a finally.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    recipe = _recipe(recipe_file, choices)
+    if dry_run:
+        from llama_export.pipeline import prepare
+        from llama_export.plan import plan_export
+
+        plan = plan_export(*prepare(checkpoint, output, recipe, force=force), recipe)
+        echo(plan.to_dict() if as_json else plan_lines(plan), as_json)
+        return
+    exported = llama_export.export(checkpoint, output, recipe=recipe, force=force)
+    if as_json:
+        parity = exported.report and exported.report.to_dict()
+        facts = {"output": str(exported.output), "weights": exported.placed_as, "seconds": exported.seconds}
+        echo(facts | {"parity": parity}, as_json)
+    else:
+        echo(exported_lines(exported), as_json)
+
+
+def _recipe(file: Path | None, choices: dict[str, Any]) -> Recipe:
+    from llama_export.recipe import Recipe, read_recipe
+
+    recipe = Recipe() if file is None else read_recipe(file)
+    return replace(recipe, **{name: value for name, value in choices.items() if value is not None})

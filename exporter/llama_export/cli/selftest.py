@@ -1,0 +1,39 @@
+"""``llama-export selftest``: known answers, replayed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from llama_export.cli.command import FOLDER, JSON, THREADS, echo, one_sentence
+
+
+@click.command(short_help="Replay a bundle's known answers on this machine.")
+@click.argument("bundle", type=FOLDER)
+@THREADS
+@JSON
+@one_sentence
+def selftest(bundle: Path, threads: int | None, as_json: bool) -> None:
+    """Replay BUNDLE's known answers: does it compute here what it computed when it was exported?
+
+    Needs neither PyTorch nor the checkpoint. Exit code 0: yes; 1: no, and what differs.
+    """
+    import llama_runtime
+
+    report = llama_runtime.selftest(bundle, threads=threads)
+    if as_json:
+        facts = {
+            "ok": report.ok,
+            "answers": report.answers,
+            "tokens": report.tokens,
+            "largest_logit_difference": report.largest_logit_difference,
+            "differences": [str(difference) for difference in report.differences],
+        }
+        echo(facts, as_json)
+        sys.exit(0 if report.ok else 1)
+    report.check()
+    difference = report.largest_logit_difference
+    measured = "" if difference is None else f", logits within {difference:.1e}"
+    click.echo(f"ok: {report.answers} known answers, {report.tokens} tokens{measured}")

@@ -1,7 +1,7 @@
 """Text to token ids and back, by one rule whichever library reads the vocabulary.
 
 BOS and EOS are added as the manifest says, never by the library, and text is text: a special
-token's name inside it is encoded like any other characters.
+token's name inside it is encoded like any other characters, unless it is asked to be parsed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ class Tokenizer:
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
+    def encode(self, text: str, add_special: bool = True, *, parse_special: bool = False) -> list[int]:
         """Turn text into ids.
 
         Args:
-            text: Any text; names of special tokens in it are not special.
+            text: Any text.
             add_special: Add BOS and EOS where the manifest says that the model wants them.
+            parse_special: The name of a special token in the text is that token, as in a rendered chat
+                template. Never for what a user typed: who may write ``<|eot_id|>`` may write for others.
 
         Raises:
             PromptError: The text has characters that UTF-8 cannot hold (a lone surrogate).
@@ -49,7 +51,7 @@ class Tokenizer:
                 f"the text is not valid UTF-8: character {error.start} is {text[error.start]!a}",
                 "check the encoding of the file or terminal that the text comes from",
             ) from None
-        ids = self.vocabulary.encode(text)
+        ids = self.vocabulary.encode(text, parse_special)
         return [*self.prefix, *ids, *self.suffix] if add_special else ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:

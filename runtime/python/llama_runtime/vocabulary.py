@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from llama_runtime.errors import TokenizerError
@@ -31,7 +32,9 @@ class Vocabulary:
     """What a vocabulary file says, whichever library opened it.
 
     Attributes:
-        encode: Text to ids, without any special token.
+        encode: Text to ids, without BOS and EOS. Its second argument says whether the name of a
+            special token in the text is that token; then the text on either side of it is encoded
+            as a text of its own.
         token_bytes: An id to the UTF-8 bytes it stands for, which need not be whole characters;
             empty for an id that the file does not have (a model may have more rows than that).
         first_token_bytes: The same for the token that opens a text: where the encoder puts a
@@ -41,7 +44,7 @@ class Vocabulary:
             one for all the bytes that could have begun a character (byte-level vocabularies).
     """
 
-    encode: Callable[[str], list[int]]
+    encode: Callable[[str, bool], list[int]]
     token_bytes: Callable[[int], bytes]
     first_token_bytes: Callable[[int], bytes]
     special_ids: frozenset[int]
@@ -65,6 +68,18 @@ def open_sentencepiece(path: Path) -> Vocabulary:
     if size < 1:
         raise TokenizerError(f"{path}: a sentencepiece model without pieces", COPY_AGAIN)
     special_ids = frozenset(token for token in range(size) if processor.is_control(token))
+    named = {token for token in range(size) if processor.is_unknown(token)} | special_ids
+    ids_of = {str(processor.id_to_piece(token)): token for token in named}
+    # Of names that begin alike, the longest.
+    name = re.compile("|".join(map(re.escape, sorted(ids_of, key=len, reverse=True))) or "(?!)")
+
+    def encode(text: str, parse_special: bool) -> list[int]:
+        ids: list[int] = []
+        end = 0
+        for match in name.finditer(text) if parse_special else ():
+            ids += [*processor.encode(text[end : match.start()]), ids_of[match[0]]]
+            end = match.end()
+        return ids + list(processor.encode(text[end:]))
 
     @cache
     def token_bytes(token: int) -> bytes:
@@ -84,7 +99,7 @@ def open_sentencepiece(path: Path) -> Vocabulary:
         opens_word = 0 <= token < size and processor.id_to_piece(token).startswith(SPACE)
         return token_bytes(token).removeprefix(b" " if drops_space and opens_word else b"")
 
-    return Vocabulary(processor.encode, token_bytes, first_token_bytes, special_ids, True)
+    return Vocabulary(encode, token_bytes, first_token_bytes, special_ids, True)
 
 
 def open_tokenizers(path: Path) -> Vocabulary:
@@ -101,8 +116,6 @@ def open_tokenizers(path: Path) -> Vocabulary:
         raise TokenizerError(f"{path}: not a tokenizer.json ({error})", COPY_AGAIN) from None
     library.no_padding()
     library.no_truncation()
-    # Else the name of a special token in a user's text would become that token.
-    library.encode_special_tokens = True
     added = library.get_added_tokens_decoder()
     special_ids = frozenset(token for token, content in added.items() if content.special)
     steps = _decoder_steps(library.decoder)
@@ -125,8 +138,12 @@ def open_tokenizers(path: Path) -> Vocabulary:
     def first_token_bytes(token: int) -> bytes:
         return token_bytes(token).removeprefix(b" " if drops_space else b"")
 
-    def encode(text: str) -> list[int]:
-        return list(library.encode(text, add_special_tokens=False).ids)
+    lock = Lock()
+
+    def encode(text: str, parse_special: bool) -> list[int]:
+        with lock:  # The library keeps this choice as a setting, not as an argument.
+            library.encode_special_tokens = not parse_special
+            return list(library.encode(text, add_special_tokens=False).ids)
 
     return Vocabulary(encode, token_bytes, first_token_bytes, special_ids, token_to_bytes is _piece_bytes)
 

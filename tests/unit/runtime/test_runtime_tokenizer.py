@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sentencepiece
@@ -72,6 +73,30 @@ def test_both_libraries_obey_one_rule(folder, kind, text):
 def test_names_of_special_tokens_in_a_text_are_text(folder, kind):
     ids = _open(folder, kind).encode("<s>hello</s>")
     assert ids.count(1) == 1 and 2 not in ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_are_parsed_where_asked(folder, kind):
+    tokenizer = _open(folder, kind, add_bos=False)
+    hello, world = tokenizer.encode("hello"), tokenizer.encode(" world")
+    assert tokenizer.encode("<s>hello</s> world", parse_special=True) == [1, *hello, 2, *world]
+    assert tokenizer.encode("</s>", parse_special=True) == [2]
+    assert tokenizer.encode("", parse_special=True) == []
+    assert tokenizer.encode("<s><s>", parse_special=True) == [1, 1]
+    assert tokenizer.encode("<s", parse_special=True) == tokenizer.encode("<s")
+    assert _open(folder, kind).encode("hello", parse_special=True) == [1, *hello]
+    # Asking once leaves no trace.
+    assert 1 not in tokenizer.encode("<s>hello")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_may_share_a_tokenizer(folder, kind):
+    tokenizer, text = _open(folder, kind, add_bos=False), "<s>the quick brown fox</s>" * 50
+    wanted = {parse: tokenizer.encode(text, parse_special=parse) for parse in (True, False)}
+    assert wanted[True] != wanted[False]
+    with ThreadPoolExecutor(4) as pool:
+        got = pool.map(lambda i: tokenizer.encode(text, parse_special=i % 2 == 0), range(200))
+        assert all(ids == wanted[i % 2 == 0] for i, ids in enumerate(got))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -44,15 +44,31 @@ class Tokenizer:
         Raises:
             PromptError: The text has characters that UTF-8 cannot hold (a lone surrogate).
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                f"the text is not valid UTF-8: character {error.start} is {text[error.start]!a}",
-                "check the encoding of the file or terminal that the text comes from",
-            ) from None
+        check_text(text)
         ids = self.vocabulary.encode(text, parse_special)
         return [*self.prefix, *ids, *self.suffix] if add_special else ids
+
+    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+        """Turn texts with special tokens between them into ids; nothing is added, and texts stay text.
+
+        Args:
+            parts: Texts, and the ids that stand between them, in order. Two texts that follow each
+                other are one text, and no token crosses the border.
+
+        Raises:
+            PromptError: A text has characters that UTF-8 cannot hold.
+        """
+        ids: list[int] = []
+        inside = False
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
+                inside = not self.vocabulary.restarts_after_special
+            elif part:
+                check_text(part)
+                ids += self.vocabulary.encode_inside(part) if inside else self.vocabulary.encode(part, False)
+                inside = True
+        return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Turn ids into text; invalid UTF-8 becomes U+FFFD.
@@ -72,6 +88,17 @@ class Tokenizer:
     def invalid_bytes(self) -> str:
         """The ``errors`` argument that decodes this vocabulary's bytes; translate by ESCAPED_BYTES after."""
         return "surrogateescape" if self.vocabulary.replaces_each_byte else "replace"
+
+
+def check_text(text: str) -> None:
+    """Raise PromptError if the text has characters that UTF-8 cannot hold (a lone surrogate)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"the text is not valid UTF-8: character {error.start} is {text[error.start]!a}",
+            "check the encoding of the file or terminal that the text comes from",
+        ) from None
 
 
 def open_tokenizer(folder: Path, file: TokenizerFile, tokens: Tokens) -> Tokenizer:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,19 +35,27 @@ class Vocabulary:
         encode: Text to ids, without BOS and EOS. Its second argument says whether the name of a
             special token in the text is that token; then the text on either side of it is encoded
             as a text of its own.
+        encode_inside: Text that continues another to ids: no space is put in front of it.
         token_bytes: An id to the UTF-8 bytes it stands for, which need not be whole characters;
             empty for an id that the file does not have (a model may have more rows than that).
         first_token_bytes: The same for the token that opens a text: where the encoder puts a
             space in front of every text, decoding takes it away.
         special_ids: Ids that stand for no text (BOS, EOS, ...).
+        added_tokens: Name to id of the special tokens, and of those that the file finds in any text
+            before it encodes the rest.
+        restarts_after_special: Text behind a special token is encoded like one of its own, space in
+            front and all, not like a continuation.
         replaces_each_byte: An invalid sequence gives one U+FFFD for each byte (sentencepiece), not
             one for all the bytes that could have begun a character (byte-level vocabularies).
     """
 
     encode: Callable[[str, bool], list[int]]
+    encode_inside: Callable[[str], list[int]]
     token_bytes: Callable[[int], bytes]
     first_token_bytes: Callable[[int], bytes]
     special_ids: frozenset[int]
+    added_tokens: Mapping[str, int]
+    restarts_after_special: bool
     replaces_each_byte: bool
 
 
@@ -99,7 +107,16 @@ def open_sentencepiece(path: Path) -> Vocabulary:
         opens_word = 0 <= token < size and processor.id_to_piece(token).startswith(SPACE)
         return token_bytes(token).removeprefix(b" " if drops_space and opens_word else b"")
 
-    return Vocabulary(encode, token_bytes, first_token_bytes, special_ids, True)
+    return Vocabulary(
+        encode=encode,
+        encode_inside=_inside(encode),
+        token_bytes=token_bytes,
+        first_token_bytes=first_token_bytes,
+        special_ids=special_ids,
+        added_tokens=ids_of,
+        restarts_after_special=True,
+        replaces_each_byte=True,
+    )
 
 
 def open_tokenizers(path: Path) -> Vocabulary:
@@ -145,7 +162,16 @@ def open_tokenizers(path: Path) -> Vocabulary:
             library.encode_special_tokens = not parse_special
             return list(library.encode(text, add_special_tokens=False).ids)
 
-    return Vocabulary(encode, token_bytes, first_token_bytes, special_ids, token_to_bytes is _piece_bytes)
+    return Vocabulary(
+        encode=encode,
+        encode_inside=_inside(encode),
+        token_bytes=token_bytes,
+        first_token_bytes=first_token_bytes,
+        special_ids=special_ids,
+        added_tokens={content.content: token for token, content in added.items()},
+        restarts_after_special=_restarts_after_special(encode, added, special_ids),
+        replaces_each_byte=token_to_bytes is _piece_bytes,
+    )
 
 
 def _read(path: Path) -> bytes:
@@ -156,6 +182,26 @@ def _read(path: Path) -> bytes:
     if not contents:
         raise TokenizerError(f"{path}: empty", COPY_AGAIN)
     return contents
+
+
+def _inside(encode: Callable[[str, bool], list[int]]) -> Callable[[str], list[int]]:
+    # NUL joins with nothing, so what stands behind it is encoded as in the middle of a text.
+    opening = encode("\0", False)
+
+    def encode_inside(text: str) -> list[int]:
+        ids = encode("\0" + text, False)
+        return ids[len(opening) :] if ids[: len(opening)] == opening else encode(text, False)
+
+    if encode_inside("a") == encode("a", False):  # No space is put in front of any text.
+        return lambda text: encode(text, False)
+    return encode_inside
+
+
+def _restarts_after_special(
+    encode: Callable[[str, bool], list[int]], added: Mapping[int, Any], special_ids: frozenset[int]
+) -> bool:
+    specials = sorted(special_ids)[:1]
+    return all(encode(added[token].content + "a", True) == [token, *encode("a", False)] for token in specials)
 
 
 def _word_piece(processor: Any, size: int) -> list[int]:

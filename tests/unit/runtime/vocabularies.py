@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LLAMA3_SPLIT = (
@@ -120,3 +120,33 @@ def _characters_of_bytes() -> dict[int, str]:
             encoded, shown = chr(code).encode(), library.pre_tokenize_str(chr(code))[0][0]
             table |= dict(zip(encoded, shown, strict=True))
     return table | {byte: f"<no such byte {byte}>" for byte in range(256) if byte not in table}
+
+
+def small_byte_level_tokenizer_json(path: Path, special: list[str], *, size: int = 400) -> Path:
+    """A byte-level BPE trained here, split as Llama 3's, with the given special tokens behind it."""
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(LLAMA3_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    library.train_from_iterator(CORPUS, trainer)
+    library.add_special_tokens(special)
+    library.save(str(path))
+    return path
+
+
+def metaspace_tokenizer_json(model: Path, path: Path) -> Path:
+    """The same with a space in front of a whole text only (transformers' legacy=False)."""
+    library = tokenizers.Tokenizer.from_file(str(piece_tokenizer_json(model, path)))
+    library.normalizer = None
+    library.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    library.save(str(path))
+    return path

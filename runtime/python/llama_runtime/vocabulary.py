@@ -40,7 +40,7 @@ class Vocabulary:
             empty for an id that the file does not have (a model may have more rows than that).
         first_token_bytes: The same for the token that opens a text: where the encoder puts a
             space in front of every text, decoding takes it away.
-        special_ids: Ids that stand for no text (BOS, EOS, ...).
+        special_ids: Ids that stand for no text (BOS, EOS, unknown, ...).
         added_tokens: Name to id of the special tokens, and of those that the file finds in any text
             before it encodes the rest.
         restarts_after_special: Text behind a special token is encoded like one of its own, space in
@@ -75,9 +75,9 @@ def open_sentencepiece(path: Path) -> Vocabulary:
     size = processor.vocab_size()
     if size < 1:
         raise TokenizerError(f"{path}: a sentencepiece model without pieces", COPY_AGAIN)
-    special_ids = frozenset(token for token in range(size) if processor.is_control(token))
-    named = {token for token in range(size) if processor.is_unknown(token)} | special_ids
-    ids_of = {str(processor.id_to_piece(token)): token for token in named}
+    kinds = (processor.is_control, processor.is_unknown)
+    special_ids = frozenset(token for token in range(size) if any(kind(token) for kind in kinds))
+    ids_of = {str(processor.id_to_piece(token)): token for token in special_ids}
     # Of names that begin alike, the longest.
     name = re.compile("|".join(map(re.escape, sorted(ids_of, key=len, reverse=True))) or "(?!)")
 
@@ -93,8 +93,6 @@ def open_sentencepiece(path: Path) -> Vocabulary:
     def token_bytes(token: int) -> bytes:
         if not 0 <= token < size:
             return b""
-        if processor.is_unknown(token):
-            return str(processor.decode([token])).encode()
         piece = processor.id_to_piece(token)
         if processor.is_byte(token):
             return bytes([int(piece[3:5], 16)])
@@ -153,7 +151,8 @@ def open_tokenizers(path: Path) -> Vocabulary:
         return b"" if name is None else token_to_bytes(name)
 
     def first_token_bytes(token: int) -> bytes:
-        return token_bytes(token).removeprefix(b" " if drops_space else b"")
+        opens_word = drops_space and (library.id_to_token(token) or "").startswith(SPACE)
+        return token_bytes(token).removeprefix(b" " if opens_word else b"")
 
     lock = Lock()
 
@@ -223,14 +222,15 @@ def _piece_bytes(name: str) -> bytes:
 
 
 def _byte_level_bytes(name: str) -> bytes:
-    table = _byte_of_character()
+    table = byte_of_character()
     if all(character in table for character in name):
         return bytes(table[character] for character in name)
     return name.encode()  # An added token, which is written as it is.
 
 
 @cache
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
+    """Byte-level vocabularies: each of their 256 characters, and the byte that it stands for."""
     # GPT-2's table: printable Latin-1 stands for itself, the other bytes for U+0100 onwards.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -163,6 +163,7 @@ def test_a_continuation_keeps_the_space_that_an_opening_loses(folder, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_special_tokens_are_left_out_or_shown(folder, kind):
     tokenizer = _open(folder, kind)
+    assert tokenizer.decode([0]) == "" and tokenizer.decode([0], skip_special=False) == "<unk>"
     ids = tokenizer.encode("banana")
     assert tokenizer.decode([*ids, 2]) == "banana"
     assert tokenizer.decode([*ids, 2], skip_special=False) == "<s> banana</s>"
@@ -211,6 +212,79 @@ def test_bos_without_an_id_is_refused(folder):
     file = TokenizerFile("sentencepiece", "tokenizer.model", True, False)
     with pytest.raises(TokenizerError, match="add_bos is true"):
         open_tokenizer(folder, file, Tokens(None, (2,), None))
+
+
+# What transformers 4.45's LlamaTokenizer(legacy=False) says, by add_bos and add_eos: ids, token types, mask.
+SEQUENCES = {
+    (True, True): {
+        ((7, 8), None): ([1, 7, 8, 2], [0, 0, 0, 0], [1, 0, 0, 1]),
+        ((), None): ([1, 2], [0, 0], [1, 1]),
+        ((7, 8), (9,)): ([1, 7, 8, 2, 1, 9, 2], [0, 0, 0, 0, 1, 1, 1], [1, 0, 0, 1, 1, 0, 1]),
+        ((7,), ()): ([1, 7, 2, 1, 2], [0, 0, 0, 1, 1], [1, 0, 1, 1, 1]),
+    },
+    (True, False): {
+        ((7, 8), None): ([1, 7, 8], [0, 0, 0], [1, 0, 0]),
+        ((7, 8), (9,)): ([1, 7, 8, 1, 9], [0, 0, 0, 1, 1], [1, 0, 0, 1, 0]),
+        ((7,), ()): ([1, 7, 1], [0, 0, 1], [1, 0, 1]),
+    },
+    (False, True): {
+        ((), None): ([2], [0], [1]),
+        ((7, 8), (9,)): ([7, 8, 2, 9, 2], [0, 0, 0, 1, 1], [0, 0, 1, 0, 1]),
+        ((7,), ()): ([7, 2, 2], [0, 0, 1], [0, 1, 1]),
+    },
+    (False, False): {
+        ((7, 8), None): ([7, 8], [0, 0], [0, 0]),
+        ((), None): ([], [], []),
+        ((7, 8), (9,)): ([7, 8, 9], [0, 0, 1], [0, 0, 0]),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("add_bos", "add_eos"), SEQUENCES)
+def test_sequences_and_pairs_are_as_in_transformers(folder, kind, add_bos, add_eos):
+    opened = _open(folder, kind, add_bos, add_eos)
+    updated = _open(folder, kind).update_post_processor(add_bos=add_bos, add_eos=add_eos)
+    assert opened.encode("the fox") == updated.encode("the fox")
+    for tokenizer in (opened, updated):
+        for (ids, pair), (built, types, mask) in SEQUENCES[add_bos, add_eos].items():
+            assert tokenizer.build_inputs_with_special_tokens(ids, pair) == built
+            assert tokenizer.create_token_type_ids_from_sequences(ids, pair) == types
+            assert tokenizer.get_special_tokens_mask(ids, pair) == mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mask_of_a_finished_sequence(folder, kind):
+    tokenizer = _open(folder, kind)
+    assert tokenizer.get_special_tokens_mask([1, 7, 0, 2, 300], None, True) == [1, 0, 1, 1, 0]
+    with pytest.raises(PromptError, match="a pair is given"):
+        tokenizer.get_special_tokens_mask([1], [2], True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_vocabulary_is_saved_as_its_file(folder, tmp_path, kind):
+    tokenizer = _open(folder, kind)
+    name = tokenizer.path.name
+    assert tokenizer.save_vocabulary(tmp_path) == (str(tmp_path / name),)
+    assert tokenizer.save_vocabulary(str(tmp_path), "x") == (str(tmp_path / f"x-{name}"),)
+    assert {path.name for path in tmp_path.iterdir()} == {name, f"x-{name}"}
+    assert (
+        (tmp_path / name).read_bytes() == (tmp_path / f"x-{name}").read_bytes() == tokenizer.path.read_bytes()
+    )
+    # Onto itself: nothing is lost.
+    before = tokenizer.path.read_bytes()
+    assert tokenizer.save_vocabulary(folder) == (str(folder / name),)
+    assert tokenizer.path.read_bytes() == before
+    with pytest.raises(TokenizerError, match="no such folder"):
+        tokenizer.save_vocabulary(tmp_path / "none")
+
+
+def test_eos_without_an_id_is_refused(folder):
+    opened = open_tokenizer(
+        folder, TokenizerFile("sentencepiece", "tokenizer.model", True, False), Tokens(1, (), None)
+    )
+    with pytest.raises(TokenizerError, match="add_eos is true"):
+        opened.update_post_processor(add_bos=True, add_eos=True)
 
 
 def test_llama2_vocabulary():

@@ -70,7 +70,7 @@ def piece_tokenizer_json(model: Path, path: Path) -> Path:
     library.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    library.add_special_tokens(["<s>", "</s>"])
+    library.add_special_tokens(["<unk>", "<s>", "</s>"])
     library.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     library.enable_truncation(8)
     library.enable_padding(length=16)

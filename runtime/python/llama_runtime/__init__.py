@@ -17,9 +17,11 @@ from llama_runtime.errors import (
     SessionError,
     TokenizerError,
 )
-from llama_runtime.generate import Generation, Generator, Piece, Timings, generate, load
+from llama_runtime.generate import Generator, generate, load
+from llama_runtime.generation import Generation, Piece, Timings
+from llama_runtime.logprobs import TokenLogprobs
 from llama_runtime.manifest import Manifest, check_hashes, check_structure, read_manifest
-from llama_runtime.sampling import SamplingOptions
+from llama_runtime.options import SamplingOptions
 from llama_runtime.selftest import Difference, SelftestReport, selftest
 from llama_runtime.session import Session, open_session
 from llama_runtime.tokenizer import Tokenizer, open_tokenizer
@@ -42,6 +44,7 @@ __all__ = [
     "Session",
     "SessionError",
     "Timings",
+    "TokenLogprobs",
     "Tokenizer",
     "TokenizerError",
     "check_hashes",

@@ -5,6 +5,7 @@ B rows, T new tokens, P past tokens, K kv heads, D head_dim, V vocabulary, C cap
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,22 @@ class KVCache:
                 f"{tokens} more tokens after {self.length}, the cache has room for {self.capacity}",
                 "open the cache with a larger capacity",
             )
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Make row i what row ``rows[i]`` is now; another number of rows makes the cache anew."""
+        L = self.length
+        if self.in_place and len(rows) == self.rows:
+            for tensor in self.tensors:
+                tensor[:, :, :L] = tensor[rows, :, :L]
+            return
+        arrays = [tensor if isinstance(tensor, np.ndarray) else tensor.numpy() for tensor in self.tensors]
+        if self.in_place:
+            self.tensors = [np.zeros((len(rows), *array.shape[1:]), array.dtype) for array in arrays]
+            for new, old in zip(self.tensors, arrays, strict=True):
+                new[:, :, :L] = old[rows, :, :L]
+        else:
+            self.tensors = [array[rows] for array in arrays]  # [B, K, P, D]
+        self.rows, self.step = len(rows), None
 
 
 def empty_cache(shape: Cache, rows: int, capacity: int) -> KVCache:

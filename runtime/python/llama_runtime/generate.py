@@ -3,74 +3,24 @@
 from __future__ import annotations
 
 import operator
-import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from llama_runtime.beam import BeamSearch
 from llama_runtime.errors import ManifestError, OptionError, PromptError, TokenizerError
+from llama_runtime.generation import Generation, Piece, Timings
 from llama_runtime.manifest import Manifest, check_structure, read_manifest
-from llama_runtime.sampling import SamplingOptions, sample
+from llama_runtime.options import SamplingOptions
+from llama_runtime.row import Row
 from llama_runtime.session import Session, open_session
-from llama_runtime.stopping import StopMatcher
-from llama_runtime.streaming import TextStream
 from llama_runtime.tokenizer import Tokenizer, open_tokenizer
 
-FinishReason = Literal["stop", "eos", "length"]
 Prompt = str | Sequence[int]
 TASK = "text-generation"
-# Seeds that we choose fit into a double, so that every JSON reader repeats them exactly.
-SEED_BITS = 53
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One generated token and the text that it made safe to show, which may be empty.
-
-    ``finish_reason`` is set on the last piece of a generation, and None before.
-    """
-
-    token: int
-    text: str
-    finish_reason: FinishReason | None
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Wall-clock time of one generation."""
-
-    prefill_ms: float
-    decode_ms: float
-
-    def decode_tokens_per_second(self, generation: Generation) -> float | None:
-        """Speed after the first token, which the prefill gave; None where there was only that."""
-        decoded = len(generation.tokens) - 1
-        return decoded / self.decode_ms * 1000 if decoded and self.decode_ms else None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished generation.
-
-    Attributes:
-        text: What continues the prompt: prompt + text is the whole; empty without a tokenizer.
-        tokens: All that were generated, an end-of-sequence token included.
-        prompt_tokens: What the model read, BOS included.
-        finish_reason: "eos" token, "stop" string, or "length".
-        seed: Repeats the draws; the one from the options, else the one that was chosen.
-        timings: How long it took.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    prompt_tokens: tuple[int, ...]
-    finish_reason: FinishReason
-    seed: int
-    timings: Timings
 
 
 class Generator:
@@ -97,27 +47,33 @@ class Generator:
             TokenizerError: Text for a bundle without a tokenizer.
         """
         options = options or SamplingOptions()
-        prompt_tokens = self.check_prompt(prompt, options)
-        return self._pieces(prompt_tokens, options, _choose_seed(options))
+        _require_one_sequence(options)
+        if options.num_beams > 1:
+            raise OptionError(
+                f"num_beams is {options.num_beams}: no beam's text is final before its end",
+                "generate without streaming",
+            )
+        return self._pieces(self._new_row(prompt, options))
 
     def generate(self, prompt: Prompt, options: SamplingOptions | None = None) -> Generation:
-        """Generate until the end; the arguments and errors are those of ``stream``."""
+        """Generate until the end, or search for the best beam; the arguments are those of ``stream``."""
         options = options or SamplingOptions()
-        prompt_tokens, seed = self.check_prompt(prompt, options), _choose_seed(options)
-        pieces, first_s = [], 0.0
-        start_s = time.perf_counter()
-        for piece in self._pieces(prompt_tokens, options, seed):
-            pieces.append(piece)
-            first_s = first_s or time.perf_counter()
-        end_s = time.perf_counter()
-        return Generation(
-            text="".join(piece.text for piece in pieces),
-            tokens=tuple(piece.token for piece in pieces),
-            prompt_tokens=tuple(prompt_tokens),
-            finish_reason=pieces[-1].finish_reason or "length",
-            seed=seed,
-            timings=Timings((first_s - start_s) * 1000, (end_s - first_s) * 1000),
-        )
+        _require_one_sequence(options)
+        return self.generate_sequences(prompt, options)[0]
+
+    def generate_sequences(
+        self, prompt: Prompt, options: SamplingOptions | None = None
+    ) -> tuple[Generation, ...]:
+        """Generate ``num_return_sequences`` texts: the best beams, or drawn ones whose seeds count up.
+
+        The arguments and errors are those of ``stream``.
+        """
+        options = options or SamplingOptions()
+        row = self._new_row(prompt, options)
+        if options.num_beams > 1:
+            return self._search(row, prompt)
+        seeds = [(row.seed + i) % (1 << 64) for i in range(options.num_return_sequences)]
+        return tuple(self._run(self._new_row(prompt, options, seed)) for seed in seeds)
 
     def check_prompt(self, prompt: Prompt, options: SamplingOptions) -> list[int]:
         """Turn the prompt into tokens and refuse what cannot be generated, before any work.
@@ -130,6 +86,8 @@ class Generator:
         if not tokens:
             raise PromptError("the prompt is empty, and the model has no token that opens a text")
         V = self.manifest.limits.vocab_size
+        if unknown := [token for token in options.logit_bias if token >= V]:
+            raise OptionError(f"logit_bias has token {unknown[0]}, the model knows 0 to {V - 1}")
         for token in tokens:
             if not 0 <= token < V:
                 raise PromptError(f"the prompt has token {token}, the model knows 0 to {V - 1}")
@@ -158,28 +116,60 @@ class Generator:
             shown = repr(prompt)[:60]
             raise PromptError(f"the prompt is {shown}, needs text or a sequence of token ids") from None
 
-    def _text_stream(self, prompt_tokens: list[int]) -> TextStream | None:
-        if self.tokenizer is None:
-            return None
-        special_ids = self.tokenizer.vocabulary.special_ids
-        return TextStream(self.tokenizer, opens_text=special_ids.issuperset(prompt_tokens))
+    def _new_row(self, prompt: Prompt, options: SamplingOptions, seed: int | None = None) -> Row:
+        prompt_tokens = self.check_prompt(prompt, options)
+        return Row(
+            prompt_tokens,
+            options,
+            eos_token_ids=self.manifest.tokens.eos_token_ids,
+            tokenizer=self.tokenizer,
+            opening=self._prompt_text(prompt) if options.return_full_text else "",
+            seed=seed,
+        )
 
-    def _pieces(self, prompt_tokens: list[int], options: SamplingOptions, seed: int) -> Iterator[Piece]:
-        cache = self.session.new_cache(capacity=len(prompt_tokens) + options.max_new_tokens)
-        stream = self._text_stream(prompt_tokens)
-        matcher = StopMatcher(options.stop)
-        eos = () if options.ignore_eos else self.manifest.tokens.eos_token_ids
-        logits = self.session.prefill(np.array([prompt_tokens], np.int64), cache)
-        for index in range(options.max_new_tokens):
-            token = sample(logits[0], options, seed, index)
-            text = matcher.push(stream.push(token)) if stream and token not in eos else ""
-            finish = _finish_reason(token in eos, matcher.stopped, index + 1 == options.max_new_tokens)
-            if finish and stream:
-                text += matcher.push(stream.flush()) + matcher.flush()
-            yield Piece(token, text, finish)
-            if finish:
+    def _prompt_text(self, prompt: Prompt) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return self.tokenizer.decode(prompt) if self.tokenizer else ""
+
+    def _run(self, row: Row) -> Generation:
+        start_s, first_s = time.perf_counter(), 0.0
+        for _ in self._pieces(row):
+            first_s = first_s or time.perf_counter()
+        end_s = time.perf_counter()
+        return row.generation(Timings((first_s - start_s) * 1000, (end_s - first_s) * 1000))
+
+    def _search(self, row: Row, prompt: Prompt) -> tuple[Generation, ...]:
+        options, start_s = row.options, time.perf_counter()
+        search = BeamSearch(row.prompt_tokens, options, self.manifest.tokens.eos_token_ids)
+        cache = self.session.new_cache(capacity=len(row.prompt_tokens) + options.max_new_tokens)
+        logits = self.session.prefill(np.array([row.prompt_tokens], np.int64), cache)
+        prefilled_s = time.perf_counter()
+        logits = np.repeat(logits, options.num_beams, axis=0)  # [N, V]
+        while (parents := search.advance(logits)) is not None:
+            # The first time, all of them continue the prompt, which is one row.
+            cache.select_rows(parents if cache.rows > 1 else [0] * options.num_beams)
+            tokens = np.array([beam.tokens[-1] for beam in search.running], np.int64)
+            logits = self.session.decode(tokens, cache)
+        end_s = time.perf_counter()
+        timings = Timings((prefilled_s - start_s) * 1000, (end_s - prefilled_s) * 1000)
+        generations = []
+        for beam in search.finished[: options.num_return_sequences]:
+            text = self._new_row(prompt, options, row.seed)
+            for index, token in enumerate(beam.tokens):
+                text.push(token, beam.logprobs[index] if beam.logprobs else None)
+            generations.append(text.generation(timings, beam.score))
+        return tuple(generations)
+
+    def _pieces(self, row: Row) -> Iterator[Piece]:
+        cache = self.session.new_cache(capacity=len(row.prompt_tokens) + row.options.max_new_tokens)
+        logits = self.session.prefill(np.array([row.prompt_tokens], np.int64), cache)
+        while True:
+            piece = row.take(logits[0])
+            yield piece
+            if piece.finish_reason:
                 return
-            logits = self.session.decode(np.array([token], np.int64), cache)
+            logits = self.session.decode(np.array([piece.token], np.int64), cache)
 
 
 def load(path: str | Path, threads: int | None = None) -> Generator:
@@ -222,13 +212,9 @@ def generate(bundle: str | Path, prompt: Prompt, **options: Any) -> str:
     return load(bundle).generate(prompt, sampling).text
 
 
-def _choose_seed(options: SamplingOptions) -> int:
-    return secrets.randbits(SEED_BITS) if options.seed is None else options.seed
-
-
-def _finish_reason(eos: bool, stopped: bool, last: bool) -> FinishReason | None:
-    if eos:
-        return "eos"
-    if stopped:
-        return "stop"
-    return "length" if last else None
+def _require_one_sequence(options: SamplingOptions) -> None:
+    if options.num_return_sequences > 1:
+        raise OptionError(
+            f"num_return_sequences is {options.num_return_sequences}, one text is asked for",
+            "call generate_sequences",
+        )

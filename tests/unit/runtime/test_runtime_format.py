@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from llama_runtime.manifest import Manifest
+from llama_runtime.options import SamplingOptions
 from llama_runtime.random_numbers import splitmix64, uniform
-from llama_runtime.sampling import SamplingOptions, candidates, sample
+from llama_runtime.sampling import candidates, sample
 
 TEXT = (Path(__file__).resolve().parents[3] / "runtime/FORMAT.md").read_text(encoding="utf-8")
 

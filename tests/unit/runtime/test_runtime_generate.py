@@ -25,8 +25,9 @@ from vocabularies import train_sentencepiece
 import llama_runtime
 from llama_runtime.errors import ManifestError, OptionError, PromptError, SelftestError, TokenizerError
 from llama_runtime.manifest import TokenizerFile, Tokens
+from llama_runtime.options import SamplingOptions
 from llama_runtime.random_numbers import uniform
-from llama_runtime.sampling import SamplingOptions, candidates, draw
+from llama_runtime.sampling import candidates, draw
 
 PROMPT = [1, 5, 9, 33]
 WEIGHTS = toy_weights()

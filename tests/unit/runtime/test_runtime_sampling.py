@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from llama_runtime.errors import OptionError, SessionError
+from llama_runtime.options import SamplingOptions
 from llama_runtime.random_numbers import splitmix64, uniform
-from llama_runtime.sampling import SamplingOptions, candidates, greedy, sample
+from llama_runtime.sampling import candidates, greedy, sample
 
 
 def test_splitmix64_known_vectors():

@@ -120,11 +120,12 @@ def prepare(
 
 def _check_tokenizer(checkpoint: Checkpoint, *, convert: bool) -> None:
     """Open the checkpoint's tokenizer as a runtime will, so that a damaged one is refused before any work."""
-    from llama_export.bundle.manifest import chat_template, tokenizer_file, tokens
+    from llama_export.bundle.chat_template import chat_templates
+    from llama_export.bundle.manifest import tokenizer_file, tokens
     from llama_export.bundle.tokenizer_json import read_model
     from llama_runtime.tokenizer import open_tokenizer
 
-    chat_template(checkpoint.folder)
+    chat_templates(checkpoint)
     entry = tokenizer_file(checkpoint)
     if entry is None:
         return

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import llama_runtime.manifest as schema
+from llama_export.bundle.chat_template import chat_templates, read_settings
 from llama_export.bundle.companions import token_ids
 from llama_export.checkpoint import Checkpoint
 from llama_export.errors import CheckpointError
@@ -62,7 +61,7 @@ def build_manifest(
         limits=schema.Limits(config.max_position_embeddings, config.vocab_size),
         tokens=tokens(checkpoint),
         tokenizer=tokenizer_file(checkpoint),
-        chat_template=chat_template(checkpoint.folder),
+        chat_template=chat_templates(checkpoint),
         files=_entries(files),
         source=_entries(source),
         known_answers=(),
@@ -89,7 +88,7 @@ def _entries(digests: Mapping[str, FileDigest]) -> tuple[schema.FileEntry, ...]:
 def tokenizer_file(checkpoint: Checkpoint) -> schema.TokenizerFile | None:
     """Which tokenizer the runtime opens; ``tokenizer.model`` before ``tokenizer.json``, as its source."""
     names, bos = {path.name for path in checkpoint.companions}, token_ids(checkpoint)["bos"]
-    settings = _read_settings(checkpoint.folder / "tokenizer_config.json")
+    settings = read_settings(checkpoint.folder / "tokenizer_config.json")
     add_eos = bool(settings.get("add_eos_token", False))
     if "tokenizer.model" in names:
         # LlamaTokenizer's own default, which old tokenizer_config.json files rely on.
@@ -111,25 +110,3 @@ def _template_adds(path: Path, bos: int | None) -> bool:
         return Tokenizer.from_file(str(path)).encode("a").ids[:1] == [bos]
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"tokenizer.json: cannot be read ({error})", "download it again") from None
-
-
-def chat_template(folder: Path) -> str | None:
-    """The Jinja chat template: a file of its own (transformers 5), or in tokenizer_config.json."""
-    file = folder / "chat_template.jinja"
-    try:
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise CheckpointError(f"{file.name}: not UTF-8 ({error})", "download it again") from None
-    template = _read_settings(folder / "tokenizer_config.json").get("chat_template")
-    return template if isinstance(template, str) else None
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path.name}: not JSON ({error})", "download it again") from None
-    return settings if isinstance(settings, dict) else {}

@@ -4,6 +4,8 @@
     ├── ManifestError        manifest.json or a file it lists is missing, malformed, newer or changed
     ├── TokenizerError       the bundle's tokenizer cannot be read, or there is none where one is needed
     ├── PromptError          the prompt is empty, too long, not text, or holds an unknown token
+    ├── ChatError            no chat template, or it refuses the messages; a chat that is too long
+    ├── CacheError           a saved cache is corrupt, or belongs to another bundle
     ├── OptionError          a sampling or generation option is out of range or contradicts another
     ├── SessionError         ONNX Runtime cannot open or run the bundle's graph
     ├── MissingExtraError    an optional package is not installed
@@ -42,6 +44,14 @@ class TokenizerError(LlamaRuntimeError):
 
 class PromptError(LlamaRuntimeError):
     """The prompt is empty, too long for the model, not text, or holds an unknown token."""
+
+
+class ChatError(LlamaRuntimeError):
+    """There is no chat template, it refuses the messages, or a chat no longer fits the model."""
+
+
+class CacheError(LlamaRuntimeError):
+    """A saved cache cannot be read, is corrupt, or belongs to another bundle."""
 
 
 class OptionError(LlamaRuntimeError):

@@ -19,6 +19,7 @@ from llama_runtime.integrity import check_hashes, check_structure
 
 __all__ = [
     "Cache",
+    "ChatTemplates",
     "FileEntry",
     "Graph",
     "KnownAnswer",
@@ -131,6 +132,18 @@ class TokenizerFile:
 
 
 @dataclass(frozen=True)
+class ChatTemplates:
+    """The checkpoint's chat templates, Jinja source by name, and the tokens that they know as variables."""
+
+    sources: dict[str, str]
+    special_tokens: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is empty, needs at least one template; none at all is null")
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """A file as it was published: relative path, size, and SHA-256 in lowercase hexadecimal."""
 
@@ -205,7 +218,7 @@ class Manifest:
     limits: Limits
     tokens: Tokens
     tokenizer: TokenizerFile | None
-    chat_template: str | None
+    chat_template: ChatTemplates | None
     files: tuple[FileEntry, ...]
     source: tuple[FileEntry, ...]
     known_answers: tuple[KnownAnswer, ...]

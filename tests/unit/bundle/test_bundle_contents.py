@@ -26,6 +26,7 @@ from llama_export.checkpoint import open_checkpoint
 from llama_export.errors import BundleError, CheckpointError, ParityError
 from llama_export.recipe import Recipe
 from llama_export.weights import plan_weights
+from llama_runtime.manifest import ChatTemplates
 
 UNVERIFIED = Recipe(verify=False)
 pytestmark = pytest.mark.usefixtures("quick_graphs")
@@ -118,7 +119,9 @@ def test_manifest_says_what_was_chosen_and_proven(talking_bundle):
     assert manifest.parity is not None
     assert manifest.parity["passed"] is True
     assert [answer.prompt is not None for answer in manifest.known_answers] == [True, True]
-    assert manifest.chat_template == TEMPLATE
+    assert manifest.chat_template == ChatTemplates(
+        {"default": TEMPLATE}, {"bos_token": "<s>", "eos_token": "</s>"}
+    )
     assert manifest.tokenizer is not None
     assert (manifest.tokenizer.kind, manifest.tokenizer.add_bos) == ("sentencepiece", True)
     # generation_config.json's ids come before config.json's.
@@ -191,16 +194,14 @@ def test_a_hub_snapshot_is_exported_like_its_files(talking, talking_bundle, tmp_
     assert sorted(files_in(output)) == sorted(files_in(talking_bundle))
 
 
-def test_chat_template_of_its_own_wins(checkpoint, tmp_path):
+def test_chat_templates_travel(checkpoint, tmp_path):
     (checkpoint / "chat_template.jinja").write_text("{{ messages }} ✓", encoding="utf-8")
     output = llama_export.export(checkpoint, tmp_path / "out", recipe=UNVERIFIED).output
-    assert llama_runtime.read_manifest(output).chat_template == "{{ messages }} ✓"
+    assert llama_runtime.read_manifest(output).chat_template.sources == {"default": "{{ messages }} ✓"}
     assert (output / "chat_template.jinja").is_file()
-
-
-def test_no_chat_template(checkpoint, tmp_path):
     (checkpoint / "tokenizer_config.json").unlink()
-    output = llama_export.export(checkpoint, tmp_path / "out", recipe=UNVERIFIED).output
+    (checkpoint / "chat_template.jinja").unlink()
+    output = llama_export.export(checkpoint, tmp_path / "none", recipe=UNVERIFIED).output
     assert llama_runtime.read_manifest(output).chat_template is None
 
 

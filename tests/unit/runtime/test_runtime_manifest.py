@@ -12,7 +12,7 @@ from toy_bundle import V, known_answer, toy_weights, write_manifest
 
 from llama_runtime import manifest as manifest_module
 from llama_runtime.errors import ManifestError
-from llama_runtime.manifest import TokenizerFile, check_hashes, check_structure, read_manifest
+from llama_runtime.manifest import ChatTemplates, TokenizerFile, check_hashes, check_structure, read_manifest
 
 SCHEMA = json.loads((Path(manifest_module.__file__).parent / "manifest.schema.json").read_text())
 
@@ -31,7 +31,7 @@ def written(bundle):
         bundle,
         "flash",
         tokenizer=TokenizerFile("sentencepiece", "tokenizer.model", True, False),
-        chat_template="{{ messages }}",
+        chat_template=ChatTemplates({"default": "{{ messages }}"}, {"bos_token": "<s>"}),
         known_answers=(known_answer(toy_weights(), [1, 5, 9], prompt="héllo", near_ties=(2,)),),
         parity={"logits": 1e-6, "perplexity": None},
     )

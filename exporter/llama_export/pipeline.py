@@ -17,7 +17,7 @@ from llama_export.checkpoint import Checkpoint, open_checkpoint
 from llama_export.errors import BundleError, CheckpointError, ParityError
 from llama_export.graph import build_graph
 from llama_export.graph.contract import check_path
-from llama_export.plan import new_bytes
+from llama_export.plan import new_bytes, notes
 from llama_export.progress import Advance, byte_progress
 from llama_export.recipe import Recipe
 from llama_export.weights import FileDigest, WeightPlan, attach_weights, plan_weights, write_weights
@@ -36,6 +36,7 @@ class Exported:
         report: The verification's outcome; None where it was not asked for.
         placed_as: How linked weights got there: ``"reflink"``, ``"hard link"``, ``"copy"``, or ``"written"``.
         seconds: Duration, verification included.
+        notes: What was chosen for the person, and why, in sentences.
     """
 
     output: Path
@@ -43,6 +44,7 @@ class Exported:
     report: parity.Report | None
     placed_as: str
     seconds: float
+    notes: tuple[str, ...]
 
 
 def default_output(checkpoint: Path) -> Path:
@@ -91,7 +93,8 @@ def export(
             beside.publish(stage.folder, target)
         else:
             stage.publish()
-    return Exported(target, manifest, report, placed_as, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    return Exported(target, manifest, report, placed_as, seconds, notes(source, plan, recipe))
 
 
 def prepare(

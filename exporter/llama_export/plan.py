@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from llama_export.bundle.place import can_share
-from llama_export.checkpoint import Checkpoint
+from llama_export.checkpoint import Checkpoint, ComputedTensor
 from llama_export.recipe import Recipe
 from llama_export.show import size
-from llama_export.weights import WeightPlan
+from llama_export.weights import WeightMode, WeightPlan
+from llama_export.weights.plan import first_computed
 
 # Bytes a second of hashing, checking and casting on one core, and seconds of tracing: measured on 2 x86-64
 # cores in November 2026 (benchmarks/LOG.md), and only used to say roughly how long it will take.
@@ -26,6 +27,8 @@ class ExportPlan:
         checkpoint: The folder that is read.
         output: The folder that will be the bundle.
         recipe: The choices.
+        weights: How the weights get there: as the recipe says, or as the checkpoint allows.
+        notes: What a person should know of the checkpoint and of this choice, in sentences.
         files: Relative path to size in bytes, the large ones; the small ones are not listed.
         written_bytes: New bytes on disk (a link adds none).
         peak_memory_bytes: Private memory of the export itself, roughly.
@@ -36,6 +39,8 @@ class ExportPlan:
     checkpoint: Path
     output: Path
     recipe: Recipe
+    weights: WeightMode
+    notes: tuple[str, ...]
     files: dict[str, int]
     written_bytes: int
     peak_memory_bytes: int
@@ -55,12 +60,29 @@ def plan_export(checkpoint: Checkpoint, weights: WeightPlan, output: Path, recip
         checkpoint=checkpoint.folder,
         output=output,
         recipe=recipe,
+        weights=weights.mode,
+        notes=notes(checkpoint, weights, recipe),
         files=_files(weights),
         written_bytes=written,
-        peak_memory_bytes=_BASE_MEMORY_BYTES,
+        peak_memory_bytes=_BASE_MEMORY_BYTES + _largest_computed(checkpoint),
         seconds=_TRACE_S + (source_bytes + written) / _STREAM_BYTES_PER_S,
         run_time_note=run_time_note(weights),
     )
+
+
+def notes(checkpoint: Checkpoint, weights: WeightPlan, recipe: Recipe) -> tuple[str, ...]:
+    """What was chosen for the person, and why."""
+    computed = first_computed(checkpoint)
+    if recipe.weights is not None or computed is None:
+        return checkpoint.notes
+    chosen = f"weights written anew as {weights.precision}, since {computed.name} must be {computed.how}"
+    return (*checkpoint.notes, chosen)
+
+
+def _largest_computed(checkpoint: Checkpoint) -> int:
+    """What a tensor that cannot be computed in pieces needs at once."""
+    tensors = checkpoint.tensors.values()
+    return max((tensor.nbytes for tensor in tensors if isinstance(tensor, ComputedTensor)), default=0)
 
 
 def new_bytes(weights: WeightPlan, output: Path) -> int:

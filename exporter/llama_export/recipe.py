@@ -20,7 +20,8 @@ class Recipe:
 
     Attributes:
         attention: Which attention path the graph computes.
-        weights: How the checkpoint's weights get into the bundle.
+        weights: How the checkpoint's weights get into the bundle; None links them, or copies them where
+            they do not stand on disk as the model needs them.
         precision: Storage dtype for ``weights="copy"``; None keeps the checkpoint's.
         verify: Whether the staged bundle must equal the reference before it is published.
 
@@ -29,13 +30,14 @@ class Recipe:
     """
 
     attention: AttentionPath = "flash"
-    weights: WeightMode = "link"
+    weights: WeightMode | None = None
     precision: str | None = None
     verify: bool = True
 
     def __post_init__(self) -> None:
         _one_of("attention", self.attention, ATTENTION_PATHS)
-        _one_of("weights", self.weights, WEIGHT_MODES)
+        if self.weights is not None:
+            _one_of("weights", self.weights, WEIGHT_MODES)
         if self.precision is not None:
             _one_of("precision", self.precision, tuple(PRECISIONS))
         if not isinstance(self.verify, bool):

@@ -36,7 +36,7 @@ def plan_lines(plan: ExportPlan) -> list[str]:
     recipe = plan.recipe
     return [
         f"export    {plan.checkpoint} -> {plan.output}",
-        f"choices   attention {recipe.attention}, weights {recipe.weights}, "
+        f"choices   attention {recipe.attention}, weights {plan.weights}, "
         f"precision {recipe.precision or 'as in the checkpoint'}, verify {'yes' if recipe.verify else 'no'}",
         *(f"file      {name}  {size(nbytes)}" for name, nbytes in plan.files.items()),
         f"disk      {size(plan.written_bytes)} of new data",
@@ -44,6 +44,7 @@ def plan_lines(plan: ExportPlan) -> list[str]:
         f"time      about {plan.seconds:.0f} s"
         + (", verification about as long again" if recipe.verify else ""),
         f"running   {plan.run_time_note}",
+        *(f"note      {note}" for note in plan.notes),
     ]
 
 
@@ -80,7 +81,7 @@ def exported_lines(exported: Exported) -> list[str]:
         )
     lines.append(f'next      llama-export run {_pasted(exported.output)} "your prompt"')
     lines.append(_other_choice(manifest.precision, manifest.weights))
-    return lines
+    return [*lines, *(f"note      {note}" for note in exported.notes)]
 
 
 def _other_choice(precision: str, weights: str) -> str:

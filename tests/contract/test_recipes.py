@@ -53,5 +53,5 @@ def test_no_two_recipes_are_the_same():
 def test_every_choice_is_in_some_recipe():
     recipes = [read_recipe(path) for path in RECIPES]
     assert {recipe.attention for recipe in recipes} == {"eager", "sdpa", "flash"}
-    assert {recipe.weights for recipe in recipes} == {"link", "copy", "beside"}
+    assert {recipe.weights for recipe in recipes} == {None, "copy", "beside"}  # None links where it can
     assert {recipe.precision for recipe in recipes} == {None, "float32", "float16", "bfloat16"}

@@ -1,13 +1,21 @@
 """Stage 1: files on disk become a LlamaConfig and lazily read tensors.
 
 ``open_checkpoint`` reads the JSON files and the safetensors headers alone, and refuses whatever the
-export could not honour; the weights stay on disk until ``StoredTensor.read`` asks for one of them.
+export could not honour; the weights stay on disk until one of them is read.
 """
 
 from __future__ import annotations
 
 from llama_export.checkpoint.finite import nonfinite
 from llama_export.checkpoint.folder import Checkpoint, open_checkpoint
-from llama_export.checkpoint.tensor import StoredTensor
+from llama_export.checkpoint.tensor import ComputedTensor, LazyTensor, Read, StoredTensor
 
-__all__ = ["Checkpoint", "StoredTensor", "nonfinite", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "ComputedTensor",
+    "LazyTensor",
+    "Read",
+    "StoredTensor",
+    "nonfinite",
+    "open_checkpoint",
+]

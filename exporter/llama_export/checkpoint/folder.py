@@ -14,7 +14,7 @@ from llama_export.checkpoint.config import parse_config
 from llama_export.checkpoint.fields import CONFIG_FILE
 from llama_export.checkpoint.json_file import read_json_object, reading, resolve_file, shown_name
 from llama_export.checkpoint.shards import INDEX_FILE, SINGLE_FILE, WeightFiles, collect_tensors, parse_index
-from llama_export.checkpoint.tensor import StoredTensor
+from llama_export.checkpoint.tensor import LazyTensor
 from llama_export.errors import CheckpointError
 from llama_export.model.config import LlamaConfig
 
@@ -58,16 +58,18 @@ class Checkpoint:
         weight_files: The real files that hold them, symlinks followed, in the order of their names.
         companions: Files in ``folder`` that travel with the model: tokenizer, templates, licences.
         generation_config: ``generation_config.json``, empty where there is none.
+        notes: What a person should know of how the folder was read, in sentences.
     """
 
     folder: Path
     config: LlamaConfig
     raw_config: dict[str, Any]
     dtype: torch.dtype
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, LazyTensor]
     weight_files: tuple[Path, ...]
     companions: tuple[Path, ...]
     generation_config: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

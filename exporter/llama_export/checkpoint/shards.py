@@ -13,7 +13,7 @@ from llama_export.checkpoint.json_file import (
     shown_name,
 )
 from llama_export.checkpoint.safetensors import read_header
-from llama_export.checkpoint.tensor import StoredTensor
+from llama_export.checkpoint.tensor import LazyTensor
 from llama_export.errors import CheckpointError
 from llama_export.model.config import LlamaConfig
 
@@ -70,7 +70,7 @@ def _stays_inside(shard: str) -> bool:
     return shard.isprintable() and "\\" not in shard
 
 
-def collect_tensors(folder: Path, files: WeightFiles, config: LlamaConfig) -> dict[str, StoredTensor]:
+def collect_tensors(folder: Path, files: WeightFiles, config: LlamaConfig) -> dict[str, LazyTensor]:
     """Read all headers and fit them to the config.
 
     Args:
@@ -87,7 +87,7 @@ def collect_tensors(folder: Path, files: WeightFiles, config: LlamaConfig) -> di
     """
     for name in files.names:
         resolve_file(folder / name, shown_name(name))  # all must be there before the first is read
-    stored: dict[str, StoredTensor] = {}
+    stored: dict[str, LazyTensor] = {}
     origin: dict[str, str] = {}
     for name in files.names:
         for key, tensor in read_header(folder / name, shown_name(name)).items():
@@ -125,8 +125,8 @@ def _check_index(files: WeightFiles, origin: dict[str, str], config: LlamaConfig
 
 
 def _fit(
-    listing: str, stored: dict[str, StoredTensor], origin: dict[str, str], config: LlamaConfig
-) -> dict[str, StoredTensor]:
+    listing: str, stored: dict[str, LazyTensor], origin: dict[str, str], config: LlamaConfig
+) -> dict[str, LazyTensor]:
     """Match names and shapes with the config's, both ways."""
     # A lying num_hidden_layers must not make us list millions of names: the gap is found before that.
     if config.num_hidden_layers > len(stored):
@@ -154,7 +154,7 @@ def _fit(
     return {key: stored[key] for key in shapes}
 
 
-def _missing(listing: str, key: str, stored: dict[str, StoredTensor]) -> CheckpointError:
+def _missing(listing: str, key: str, stored: dict[str, LazyTensor]) -> CheckpointError:
     found = (
         f"it holds {len(stored)} others, such as {shown_name(next(iter(stored)))}"
         if stored

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
               help="flash: fastest in ONNX Runtime (default). sdpa: standard operators only, opset 23. "
                    "eager: basic operators only, opset 18.")  # fmt: skip
 @click.option("--weights", type=click.Choice(["link", "copy", "beside"]),
-              help="link: shares the checkpoint's bytes (default). copy: writes them anew, in --precision. "
+              help="link: shares the checkpoint's bytes (default where they stand as needed). "
+                   "copy: writes them anew, in --precision. "
                    "beside: the checkpoint's folder becomes the bundle.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float32", "float16", "bfloat16"]),
               help="How --weights copy stores them; default as in the checkpoint.")  # fmt: skip
@@ -70,7 +71,7 @@ def onnx(
     if as_json:
         parity = exported.report and exported.report.to_dict()
         facts = {"output": str(exported.output), "weights": exported.placed_as, "seconds": exported.seconds}
-        echo(facts | {"parity": parity}, as_json)
+        echo(facts | {"parity": parity, "notes": exported.notes}, as_json)
     else:
         echo(exported_lines(exported), as_json)
 

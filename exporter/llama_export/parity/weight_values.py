@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from llama_export.checkpoint import Checkpoint, StoredTensor
+from llama_export.checkpoint import Checkpoint, LazyTensor, StoredTensor
 from llama_export.errors import BundleError
 from llama_export.parity.report import Rung
 from llama_runtime.manifest import Manifest
@@ -17,7 +17,6 @@ _DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT16: torch.float16,
     onnx.TensorProto.BFLOAT16: torch.bfloat16,
 }
-_PIECE_VALUES = 4 << 20
 
 
 def compare_weights(folder: Path, manifest: Manifest, checkpoint: Checkpoint) -> Rung:
@@ -58,18 +57,26 @@ def _stored_tensor(tensor: onnx.TensorProto, folder: Path) -> StoredTensor:
     )
 
 
-def _count_differences(candidate: StoredTensor, source: StoredTensor) -> int:
+def _count_differences(candidate: StoredTensor, source: LazyTensor) -> int:
     if candidate.shape != source.shape:
         return source.nbytes // source.dtype.itemsize
+    if isinstance(source, StoredTensor) and _same_bytes(candidate, source):
+        return 0
+    # int views: values that compare equal as floats (0 and -0) still differ as bytes.
+    ints = torch.int32 if candidate.dtype == torch.float32 else torch.int16
+    differing = begin = 0
+    for values in source.pieces():
+        want = values.to(candidate.dtype).contiguous().view(ints)
+        got = candidate.rows(begin, begin + len(values)).view(ints)
+        differing += int((want != got).count_nonzero())
+        begin += len(values)
+    return differing
+
+
+def _same_bytes(candidate: StoredTensor, source: StoredTensor) -> bool:
     same_place = (candidate.offset, candidate.nbytes, candidate.dtype) == (
         source.offset,
         source.nbytes,
         source.dtype,
     )
-    if same_place and candidate.file.samefile(source.file):
-        return 0
-    # int views: values that compare equal as floats (0 and -0) still differ as bytes.
-    ints = torch.int32 if candidate.dtype == torch.float32 else torch.int16
-    want, got = source.read().flatten(), candidate.read().flatten()
-    pieces = zip(torch.split(want, _PIECE_VALUES), torch.split(got, _PIECE_VALUES), strict=True)
-    return sum(int((w.to(candidate.dtype).view(ints) != g.view(ints)).count_nonzero()) for w, g in pieces)
+    return same_place and candidate.file.samefile(source.file)

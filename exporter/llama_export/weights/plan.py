@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import torch
 
-from llama_export.checkpoint import Checkpoint, StoredTensor
+from llama_export.checkpoint import Checkpoint, ComputedTensor, LazyTensor, StoredTensor
 from llama_export.errors import OptionError
 
 WeightMode = Literal["link", "copy", "beside"]
@@ -28,7 +28,7 @@ _LARGE_BYTES, _LARGE_ALIGNMENT, _SMALL_ALIGNMENT = 1 << 20, 1 << 16, 64
 class PlacedWeight:
     """A weight's place: which checkpoint tensor, and where its bytes stand in which data file."""
 
-    source: StoredTensor
+    source: LazyTensor
     dtype: torch.dtype
     location: str
     offset: int
@@ -56,19 +56,21 @@ class WeightPlan:
     total_bytes: int
 
 
-def plan_weights(checkpoint: Checkpoint, mode: WeightMode, precision: str | None) -> WeightPlan:
+def plan_weights(checkpoint: Checkpoint, mode: WeightMode | None, precision: str | None) -> WeightPlan:
     """Decide where every weight will stand.
 
     Args:
         checkpoint: Its headers have been read.
         mode: ``link`` refers to the checkpoint's bytes from inside the bundle, ``beside`` from beside
-            the checkpoint's files, ``copy`` writes them anew.
+            the checkpoint's files, ``copy`` writes them anew; None is ``link`` where that can be.
         precision: Storage dtype for ``copy``; None keeps the checkpoint's.
 
     Raises:
-        OptionError: Linked weights cannot change their precision.
+        OptionError: Linked weights cannot change their precision, nor be computed.
     """
     stored = PRECISION_OF[checkpoint.dtype]
+    computed = first_computed(checkpoint)
+    mode = mode or ("link" if computed is None else "copy")
     if mode == "copy":
         return _plan_copy(checkpoint, precision, stored)
     if precision not in (None, stored):
@@ -76,7 +78,18 @@ def plan_weights(checkpoint: Checkpoint, mode: WeightMode, precision: str | None
             f"--weights {mode} keeps the checkpoint's {stored}, --precision asks for {precision}",
             f"add --weights copy, which writes the weights anew as {precision}",
         )
+    if computed is not None:
+        raise OptionError(
+            f"--weights {mode} takes the weights as they stand, {computed.name} must be {computed.how}",
+            "leave --weights out, or use --weights copy, which writes the weights anew",
+        )
     return _plan_link(checkpoint, mode, stored)
+
+
+def first_computed(checkpoint: Checkpoint) -> ComputedTensor | None:
+    """The first tensor whose bytes stand nowhere as the model needs them; None where all can be linked."""
+    tensors = checkpoint.tensors.values()
+    return next((tensor for tensor in tensors if isinstance(tensor, ComputedTensor)), None)
 
 
 def model_name(precision: str, mode: WeightMode) -> str:
@@ -89,10 +102,15 @@ def data_file_name(model: str, index: int) -> str:
     return f"{model}_data" + (f"_{index}" if index else "")
 
 
-def in_file_order(checkpoint: Checkpoint) -> list[tuple[str, StoredTensor]]:
-    """Name every tensor in the order its bytes stand in on disk."""
+def in_file_order(checkpoint: Checkpoint) -> list[tuple[str, LazyTensor]]:
+    """Name every tensor in the order its bytes, or the first of them, stand in on disk."""
     rank = {path: index for index, path in enumerate(checkpoint.weight_files)}
-    return sorted(checkpoint.tensors.items(), key=lambda item: (rank[item[1].file], item[1].offset))
+
+    def place(item: tuple[str, LazyTensor]) -> tuple[int, int]:
+        first = item[1].stored[0]
+        return rank[first.file], first.offset
+
+    return sorted(checkpoint.tensors.items(), key=place)
 
 
 def _plan_link(checkpoint: Checkpoint, mode: WeightMode, precision: str) -> WeightPlan:
@@ -104,6 +122,7 @@ def _plan_link(checkpoint: Checkpoint, mode: WeightMode, precision: str) -> Weig
     weights = {
         key: PlacedWeight(tensor, tensor.dtype, locations[tensor.file], tensor.offset, tensor.nbytes)
         for key, tensor in in_file_order(checkpoint)
+        if isinstance(tensor, StoredTensor)  # all are: plan_weights has looked
     }
     data_files: dict[str, Path | None] = {location: path for path, location in locations.items()}
     total = sum(path.stat().st_size for path in checkpoint.weight_files)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llama_export.checkpoint import Checkpoint, StoredTensor, nonfinite
+from llama_export.checkpoint import Checkpoint, nonfinite
+from llama_export.checkpoint.tensor import PIECE_BYTES, read_bytes
 from llama_export.errors import CheckpointError, OptionError
-from llama_export.weights.plan import WeightPlan, in_file_order
+from llama_export.weights.plan import WeightPlan
 
-PIECE_BYTES = 8 << 20
 _PIECES_IN_FLIGHT = 3
 
 Advance = Callable[[int], None]
@@ -31,19 +32,12 @@ class FileDigest:
     sha256: str
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A run of a source file's bytes: part of a tensor, or the header and gaps between tensors (None)."""
-
-    file: Path
-    data: Tensor
-    tensor_name: str | None
-
-
 def write_weights(
     checkpoint: Checkpoint, plan: WeightPlan, folder: Path, advance: Advance
 ) -> tuple[dict[Path, FileDigest], dict[str, FileDigest]]:
-    """Read every byte of the checkpoint once; refuse bad values and write what the plan writes.
+    """Read every byte of the checkpoint, hash the files, refuse bad values and write what the plan writes.
+
+    A byte is read once, unless the files of a computed tensor hold their tensors in different orders.
 
     Args:
         checkpoint: The source.
@@ -58,32 +52,89 @@ def write_weights(
         CheckpointError: A weight is NaN or infinite, or a file cannot be read.
         OptionError: A value does not fit float16.
     """
-    sources = {path: hashlib.sha256() for path in checkpoint.weight_files}
     written = [location for location, source in plan.data_files.items() if source is None]
-    sink = _Sink(folder / written[0]) if written else None
-    with ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as writer:
-        in_flight: deque[Future[None]] = deque()
+    with _InBackground() as hasher, _InBackground() as writer:
+        source = _HashedFiles(checkpoint.weight_files, hasher, advance)
+        sink = _Sink(folder / written[0]) if written else None
         try:
-            for piece in _pieces(checkpoint):
-                in_flight.append(hasher.submit(sources[piece.file].update, _bytes(piece.data)))
-                if piece.tensor_name is not None:
-                    values = piece.data.view(checkpoint.tensors[piece.tensor_name].dtype)
-                    _refuse_nonfinite(values, piece.tensor_name, piece.file)
+            for name, placed in plan.weights.items():
+                for values in placed.source.pieces(source.read):
+                    _refuse_nonfinite(values, name, placed.source.stored[0].file)
                     if sink is not None:
-                        placed = plan.weights[piece.tensor_name]
-                        cast = _cast(values, placed.dtype, piece.tensor_name)
-                        in_flight.append(writer.submit(sink.write, placed.offset, piece.tensor_name, cast))
-                while len(in_flight) > 2 * _PIECES_IN_FLIGHT:
-                    in_flight.popleft().result()
-                advance(piece.data.nbytes)
-            while in_flight:
-                in_flight.popleft().result()
+                        writer.submit(sink.write, placed.offset, name, _cast(values, placed.dtype, name))
+            digests = source.finish()
+            writer.drain()
         finally:
-            writer.shutdown(cancel_futures=True)
+            writer.stop()
             if sink is not None:
                 sink.close()
-    source_digests = {path: FileDigest(path.stat().st_size, h.hexdigest()) for path, h in sources.items()}
-    return source_digests, {written[0]: sink.digest()} if sink is not None else {}
+    return digests, {written[0]: sink.digest()} if sink is not None else {}
+
+
+class _InBackground:
+    """A thread that does one thing after the other, and whoever submits waits before it lags far behind."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._in_flight: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _InBackground:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Have something done; what went wrong before is raised here."""
+        self._in_flight.append(self._thread.submit(work, *arguments))
+        while len(self._in_flight) > _PIECES_IN_FLIGHT:
+            self._in_flight.popleft().result()
+
+    def drain(self) -> None:
+        """Wait until all is done."""
+        while self._in_flight:
+            self._in_flight.popleft().result()
+
+    def stop(self) -> None:
+        """Drop what has not begun."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+class _HashedFiles:
+    """Reads runs of bytes, and hashes each file front to back on the way."""
+
+    def __init__(self, files: Sequence[Path], hasher: _InBackground, advance: Advance) -> None:
+        self._hashes = {file: hashlib.sha256() for file in files}
+        self._ends = dict.fromkeys(files, 0)  # how far each file is hashed
+        self._hasher = hasher
+        self._advance = advance
+
+    def read(self, file: Path, offset: int, nbytes: int) -> Tensor:
+        """Read as ``read_bytes`` does; headers and gaps before the run are read for the hash alone."""
+        self._hash_until(file, offset)
+        data = read_bytes(file, offset, nbytes)
+        self._hash(file, data[max(self._ends[file] - offset, 0) :])
+        return data
+
+    def finish(self) -> dict[Path, FileDigest]:
+        """Hash what nobody asked for; return the digest of each file."""
+        sizes = {file: file.stat().st_size for file in self._hashes}
+        for file, size in sizes.items():
+            self._hash_until(file, size)
+        self._hasher.drain()
+        return {file: FileDigest(sizes[file], h.hexdigest()) for file, h in self._hashes.items()}
+
+    def _hash_until(self, file: Path, end: int) -> None:
+        while (begin := self._ends[file]) < end:
+            self._hash(file, read_bytes(file, begin, min(end - begin, PIECE_BYTES)))
+
+    def _hash(self, file: Path, data: Tensor) -> None:
+        if len(data):
+            self._hasher.submit(self._hashes[file].update, _bytes(data))
+            self._ends[file] += len(data)
+            self._advance(len(data))
 
 
 class _Sink:
@@ -116,42 +167,9 @@ class _Sink:
         self._stream.close()
 
 
-def _pieces(checkpoint: Checkpoint) -> Iterator[_Piece]:
-    """Yield every byte of every weight file, in order, cut at tensors and at PIECE_BYTES."""
-    tensors: dict[Path, list[tuple[str, StoredTensor]]] = {path: [] for path in checkpoint.weight_files}
-    for name, tensor in in_file_order(checkpoint):
-        tensors[tensor.file].append((name, tensor))
-    for path, inside in tensors.items():
-        size = path.stat().st_size
-        with path.open("rb", buffering=0) as stream:
-            position = 0
-            for name, tensor in inside:
-                for data in _read(stream, path, tensor.offset - position):  # header, or a tensor nobody needs
-                    yield _Piece(path, data, None)
-                for data in _read(stream, path, tensor.nbytes):
-                    yield _Piece(path, data, name)
-                position = tensor.offset + tensor.nbytes
-            for data in _read(stream, path, size - position):
-                yield _Piece(path, data, None)
-
-
-def _read(stream: io.FileIO, path: Path, nbytes: int) -> Iterator[Tensor]:
-    """Read the next ``nbytes`` as uint8 tensors of at most PIECE_BYTES, memory of their own each."""
-    while nbytes > 0:
-        data = torch.empty(min(nbytes, PIECE_BYTES), dtype=torch.uint8)
-        view, done = _bytes(data), 0
-        while done < len(view):
-            count = stream.readinto(view[done:])
-            if not count:
-                raise CheckpointError(f"{path.name}: ends early", "the file changed while it was read")
-            done += count
-        nbytes -= len(view)
-        yield data
-
-
 def _bytes(values: Tensor) -> memoryview:
     """The memory of a contiguous tensor, not copied."""
-    return memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return memoryview(values.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _refuse_nonfinite(values: Tensor, name: str, path: Path) -> None:

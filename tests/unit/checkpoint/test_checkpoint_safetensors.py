@@ -248,7 +248,7 @@ def test_a_file_that_shrinks_later_is_refused_when_read(tmp_path):
     save_file({"a": torch.ones(100)}, tmp_path / NAME)
     stored = read_header(tmp_path / NAME, NAME)["a"]
     os.truncate(tmp_path / NAME, stored.offset + 150)
-    with pytest.raises(CheckpointError, match=f"^{NAME}: ends 250 bytes before tensor a does"):
+    with pytest.raises(CheckpointError, match=f"^{NAME}: ends early"):
         stored.read()
     (tmp_path / NAME).unlink()
     with pytest.raises(CheckpointError, match=f"^{NAME}: is missing"):

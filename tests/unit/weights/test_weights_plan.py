@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from safetensors import safe_open
 from tiny_checkpoints import CONFIGS, DTYPES, link_like_the_hub, random_weights, write_checkpoint
 
 from llama_export.checkpoint import open_checkpoint
+from llama_export.checkpoint.computed import transpose
 from llama_export.errors import OptionError
-from llama_export.weights import plan_weights
+from llama_export.weights import plan_weights, write_weights
 from llama_export.weights.plan import WEIGHT_MODES
 
 CONFIG = CONFIGS["gqa"]
@@ -139,3 +141,36 @@ def test_a_plan_reads_no_weight(single):
     with file.open("r+b") as stream:
         stream.truncate(first)
     assert len(plan_weights(single, "copy", "float32").weights) == len(CONFIG.tensor_shapes())
+
+
+@pytest.fixture
+def computed(single):
+    """A checkpoint one of whose tensors is transposed on disk."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    turned = transpose(name, dataclasses.replace(single.tensors[name], shape=(42, 44)))
+    return dataclasses.replace(single, tensors=single.tensors | {name: turned})
+
+
+def test_what_cannot_be_linked_is_copied_unless_a_link_was_asked_for(single, computed):
+    assert plan_weights(single, None, None).mode == "link"
+    plan = plan_weights(computed, None, None)
+    assert (plan.mode, plan.precision) == ("copy", "bfloat16")
+    for mode in ("link", "beside"):
+        with pytest.raises(
+            OptionError, match=rf"--weights {mode} .*up_proj.weight must be transposed"
+        ) as no:
+            plan_weights(computed, mode, None)
+        assert "--weights copy" in no.value.hint
+
+
+def test_computed_weights_are_written_and_their_files_hashed_once(tmp_path, single, computed):
+    plan, done = plan_weights(computed, None, None), []
+    digests, written = write_weights(computed, plan, tmp_path, done.append)
+    whole = single.weight_files[0].read_bytes()
+    assert [d.sha256 for d in digests.values()] == [hashlib.sha256(whole).hexdigest()]
+    assert sum(done) == len(whole)
+    data = (tmp_path / "model.onnx_data").read_bytes()
+    assert written["model.onnx_data"].sha256 == hashlib.sha256(data).hexdigest()
+    for name, weight in plan.weights.items():
+        want = computed.tensors[name].read().view(torch.int16).numpy().tobytes()
+        assert data[weight.offset : weight.offset + weight.nbytes] == want

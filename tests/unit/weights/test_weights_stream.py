@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_checkpoints import CONFIGS, DTYPES, random_weights, write_checkpoint
 
-from llama_export.checkpoint import open_checkpoint
+from llama_export.checkpoint import open_checkpoint, tensor
 from llama_export.errors import CheckpointError, OptionError
 from llama_export.weights import plan_weights, stream, write_weights
 
@@ -38,8 +38,9 @@ def write(folder, target, mode="copy", precision=None):
 
 @pytest.fixture(params=["whole", "pieces"])
 def pieces(request, monkeypatch):
-    """Everything in one piece, and cut into many that fall inside tensors and values' boundaries."""
+    """Everything in one piece, and cut into many: single rows of matrices, a few values of vectors."""
     if request.param == "pieces":
+        monkeypatch.setattr(tensor, "PIECE_BYTES", 100)
         monkeypatch.setattr(stream, "PIECE_BYTES", 100)
 
 

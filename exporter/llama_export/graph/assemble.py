@@ -36,8 +36,8 @@ def build_graph(config: LlamaConfig, path: AttentionPath) -> ir.Model:
         without values: ``weights`` attaches them.
     """
     opset = contract.OPSETS[path][""]
-    prologue, layer, head = (
-        trace(part(config, path), opset) for part in (parts.prologue, parts.decoder_layer, parts.head)
+    prologue, layer, head = trace(
+        [part(config, path) for part in (parts.prologue, parts.decoder_layer, parts.head)], opset
     )
     inputs = {spec.name: _declare(spec) for spec in contract.inputs(config)}
     graph = ir.Graph(

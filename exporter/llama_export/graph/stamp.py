@@ -7,11 +7,12 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from llama_export.graph.constant import share_constant
+from llama_export.graph.trace import Traced
 
 
 def stamp(
     graph: ir.Graph,
-    part: ir.Graph,
+    part: Traced,
     bound: dict[str, ir.Value],
     prefix: str,
     name_weight: Callable[[str], str],
@@ -37,7 +38,7 @@ def stamp(
         if name not in graph.initializers:
             graph.initializers.add(ir.Value(name=name, shape=initializer.shape, type=initializer.type))
         value_of[initializer] = graph.initializers[name]
-    for index, node in enumerate(part):
+    for index, node in enumerate(part.nodes):
         outputs = [ir.Value(name=f"{prefix}.{o.name}", shape=o.shape, type=o.type) for o in node.outputs]
         value_of.update(zip(node.outputs, outputs, strict=True))
         copy = ir.Node(

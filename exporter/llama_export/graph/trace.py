@@ -1,73 +1,133 @@
-"""One part of the model becomes ONNX nodes, under fake tensors: no weight is ever allocated."""
+"""The model's parts become ONNX nodes, under fake tensors: no weight is ever allocated.
+
+All parts are traced by one call, side by side and on dims of their own: what the exporter prepares for
+a call costs more than what it does for a part.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 import torch
 from onnxscript.optimizer import fold_constants
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from llama_export.graph.contract import TOTAL
+from llama_export.graph.contract import PAST, SEQUENCE, TOTAL
 from llama_export.graph.parts import Part
 
-# Distinct sizes above 1, so that the tracer neither specialises a dim nor confuses two.
-_EXAMPLE_SIZES = (2, 3, 5, 11, 13)
+
+@dataclass(frozen=True)
+class Traced:
+    """A part as ONNX nodes.
+
+    Attributes:
+        inputs: Values that bear the part's input names.
+        outputs: Values that bear the part's output names.
+        nodes: In an order that can be computed.
+        initializers: Weights without values and constants with them, by the names of the part's module.
+    """
+
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
+    nodes: tuple[ir.Node, ...]
+    initializers: dict[str, ir.Value]
 
 
-def trace(part: Part, opset: int) -> ir.Graph:
-    """Trace a part and translate it.
+class _SideBySide(nn.Module):
+    """Runs each part on its own run of the arguments."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(part.build() for part in parts)
+        self.counts = [len(part.inputs) for part in parts]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        arguments, results = iter(tensors), list[Tensor]()
+        for part, count in zip(self.parts, self.counts, strict=True):
+            outputs = part(*islice(arguments, count))
+            results += [outputs] if isinstance(outputs, Tensor) else outputs
+        return tuple(results)
+
+
+def trace(parts: Sequence[Part], opset: int) -> list[Traced]:
+    """Trace parts and translate them.
 
     Args:
-        part: What to trace.
+        parts: What to trace.
         opset: Version of the standard ONNX operators.
 
     Returns:
-        A graph whose inputs and outputs bear the part's names, whose initializers are weights without
-        values and constants with them, and whose symbolic dims are the contract's names (or products and
-        sums of them).
+        Each part's nodes; their symbolic dims are the contract's names (or products and sums of them).
     """
-    names = sorted({dim for dims, _ in part.inputs.values() for dim in dims if isinstance(dim, str)})
-    size_of = dict(zip(names, _EXAMPLE_SIZES, strict=False))
-    if "past_sequence_length" in size_of:
-        size_of[TOTAL] = size_of["past_sequence_length"] + size_of["sequence_length"]
-    # The total is a sum of two other dims, which torch.export finds out by itself when left free.
-    dim_of = {name: Dim.DYNAMIC if name == TOTAL else Dim(name) for name in names}
-
+    examples, dynamic = [], []
     with FakeTensorMode(shape_env=ShapeEnv()), _quiet():
-        module = part.build().eval()
-        examples = [
-            torch.empty([dim if isinstance(dim, int) else size_of[dim] for dim in dims], dtype=dtype)
-            for dims, dtype in part.inputs.values()
-        ]
-        dynamic = [
-            {axis: dim_of[dim] for axis, dim in enumerate(dims) if isinstance(dim, str)}
-            for dims, _ in part.inputs.values()
-        ]
+        sizes = iter(range(2, 10_000))
+        for part in parts:
+            size_of, dim_of = _dims_of(part, sizes)
+            for dims, dtype in part.inputs.values():
+                shape = [dim if isinstance(dim, int) else size_of[dim] for dim in dims]
+                examples.append(torch.empty(shape, dtype=dtype))
+                dynamic.append({axis: dim_of[dim] for axis, dim in enumerate(dims) if isinstance(dim, str)})
         exported = torch.export.export(
-            module,
+            _SideBySide(parts).eval(),
             tuple(examples),
-            dynamic_shapes=_match_varargs(module, dynamic),
+            dynamic_shapes=(tuple(dynamic),),
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
         # optimize=True would fold constants by calling .numpy() on fake weights.
         program = torch.onnx.export(exported, dynamo=True, optimize=False, opset_version=opset, verbose=False)
     assert program is not None
-    graph = program.model.graph
     _fold_constants(program.model)
-    _name_dims(graph, part)
-    for value, name in zip([*graph.inputs, *graph.outputs], [*part.inputs, *part.outputs], strict=True):
-        value.name = name
-    return graph
+    _name_dims(program.model.graph, parts)
+    return _separate(program.model.graph, parts)
+
+
+def _dims_of(part: Part, sizes: Iterator[int]) -> tuple[dict[str, int], dict[str, object]]:
+    """An example size and a symbol for each named dim of a part; no two dims of all parts share a size."""
+    names = sorted({dim for dims, _ in part.inputs.values() for dim in dims if isinstance(dim, str)})
+    size_of = {name: next(sizes) for name in names}
+    if PAST in size_of:
+        size_of[TOTAL] = size_of[PAST] + size_of[SEQUENCE]
+    # The total is a sum of two other dims, which torch.export finds out by itself when left free.
+    symbol = f"{part.outputs[-1]}_{{}}"
+    return size_of, {name: Dim.DYNAMIC if name == TOTAL else Dim(symbol.format(name)) for name in names}
+
+
+def _separate(graph: ir.Graph, parts: Sequence[Part]) -> list[Traced]:
+    """Give each part what its outputs are computed from, and the names that it calls things by."""
+    inputs, outputs, separated = iter(graph.inputs), iter(graph.outputs), []
+    for index, part in enumerate(parts):
+        taken = tuple(islice(inputs, len(part.inputs)))
+        made = tuple(islice(outputs, len(part.outputs)))
+        for value, name in zip((*taken, *made), (*part.inputs, *part.outputs), strict=True):
+            value.name = name
+        needed, pending = set[ir.Node](), [value.producer() for value in made]
+        while pending:
+            node = pending.pop()
+            if node is not None and node not in needed:
+                needed.add(node)
+                pending += [value.producer() for value in node.inputs if value is not None]
+        nodes = tuple(node for node in graph if node in needed)
+        read = {value for value in chain.from_iterable(node.inputs for node in nodes) if value is not None}
+        initializers = {
+            name.removeprefix(f"parts.{index}."): value
+            for name, value in graph.initializers.items()
+            if value in read
+        }
+        separated.append(Traced(taken, made, nodes, initializers))
+    return separated
 
 
 def _fold_constants(model: ir.Model) -> None:
@@ -80,17 +140,11 @@ def _fold_constants(model: ir.Model) -> None:
     common_passes.RemoveUnusedNodesPass()(model)
 
 
-def _match_varargs(module: torch.nn.Module, dynamic: list[dict[int, object]]) -> tuple[object, ...]:
-    """Nest the dims of ``*args`` as torch.export wants them: one tuple for all of them."""
-    named = module.forward.__code__.co_argcount - 1
-    has_varargs = module.forward.__code__.co_flags & 0x04
-    return (*dynamic[:named], tuple(dynamic[named:])) if has_varargs else tuple(dynamic)
-
-
-def _name_dims(graph: ir.Graph, part: Part) -> None:
+def _name_dims(graph: ir.Graph, parts: Sequence[Part]) -> None:
     """Replace torch's symbols (``s17``) in all shapes by the contract's names."""
     name_of: dict[str, str] = {}
-    for value, (dims, _) in zip(graph.inputs, part.inputs.values(), strict=True):
+    declared = chain.from_iterable(part.inputs.values() for part in parts)
+    for value, (dims, _) in zip(graph.inputs, declared, strict=True):
         assert value.shape is not None
         for symbol, dim in zip(value.shape, dims, strict=True):
             if isinstance(dim, str):

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
 from llama_export.model.step import Step
 
@@ -83,6 +82,8 @@ def flash_attention(query: Tensor, keys: Tensor, values: Tensor, step: Step) -> 
 
 def _flash(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attend causally, with a lower-right diagonal, through the flash kernel and no other."""
+    from torch.nn.attention.bias import causal_lower_right  # brings TorchDynamo along: a second of imports
+
     H, T, S = query.shape[1], query.shape[2], keys.shape[2]
     mask = None if T == 1 else causal_lower_right(T, S)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):

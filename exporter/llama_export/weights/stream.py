@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from llama_export.errors import CheckpointError, OptionError
 from llama_export.weights.plan import WeightPlan
 
 _PIECES_IN_FLIGHT = 3
+_SYNC_BYTES = 128 << 20
 
 Advance = Callable[[int], None]
 
@@ -53,9 +55,9 @@ def write_weights(
         OptionError: A value does not fit float16.
     """
     written = [location for location, source in plan.data_files.items() if source is None]
-    with _InBackground() as hasher, _InBackground() as writer:
+    with _InBackground() as hasher, _InBackground() as writer, _InBackground() as syncer:
         source = _HashedFiles(checkpoint.weight_files, hasher, advance)
-        sink = _Sink(folder / written[0]) if written else None
+        sink = _Sink(folder / written[0], syncer) if written else None
         try:
             for name, placed in plan.weights.items():
                 for values in placed.source.pieces(source.read):
@@ -64,8 +66,10 @@ def write_weights(
                         writer.submit(sink.write, placed.offset, name, _cast(values, placed.dtype, name))
             digests = source.finish()
             writer.drain()
+            syncer.drain()
         finally:
             writer.stop()
+            syncer.stop()
             if sink is not None:
                 sink.close()
     return digests, {written[0]: sink.digest()} if sink is not None else {}
@@ -138,12 +142,17 @@ class _HashedFiles:
 
 
 class _Sink:
-    """A data file written front to back, hashed on the way; gaps for alignment are zeros."""
+    """A data file written front to back, hashed on the way; gaps for alignment are zeros.
 
-    def __init__(self, path: Path) -> None:
+    The disk is kept busy from the start: a bundle is on it before it is published, and the system alone
+    would begin to write when gigabytes have gathered.
+    """
+
+    def __init__(self, path: Path, syncer: _InBackground) -> None:
         self._stream = path.open("wb", buffering=0)
         self._hash = hashlib.sha256()
         self._end = 0
+        self._syncer = syncer
         self._tensor = ""
 
     def write(self, offset: int, tensor_name: str, values: Tensor) -> None:
@@ -158,6 +167,8 @@ class _Sink:
         done = 0
         while done < len(data):
             done += self._stream.write(data[done:])
+        if self._end // _SYNC_BYTES != (self._end + len(data)) // _SYNC_BYTES:
+            self._syncer.submit(os.fsync, self._stream.fileno())
         self._end += len(data)
 
     def digest(self) -> FileDigest:

@@ -3,11 +3,16 @@
 >>> import llama_runtime
 >>> llama_runtime.generate("artifacts/demo", "Once upon a time", max_new_tokens=32)  # doctest: +SKIP
 
-``load`` opens a bundle once for many prompts; ``Session`` underneath maps token ids to logits.
+``load`` opens a bundle once for many prompts, ``Conversation`` keeps a chat's history and cache;
+``Session`` underneath maps token ids to logits.
 """
 
 from llama_runtime.cache import KVCache
+from llama_runtime.chat_template import ChatTemplate
+from llama_runtime.conversation import Conversation
 from llama_runtime.errors import (
+    CacheError,
+    ChatError,
     LlamaRuntimeError,
     ManifestError,
     MissingExtraError,
@@ -22,11 +27,16 @@ from llama_runtime.generation import Generation, Piece, Timings
 from llama_runtime.logprobs import TokenLogprobs
 from llama_runtime.manifest import Manifest, check_hashes, check_structure, read_manifest
 from llama_runtime.options import SamplingOptions
+from llama_runtime.prefix_cache import PrefixCache
 from llama_runtime.selftest import Difference, SelftestReport, selftest
 from llama_runtime.session import Session, open_session
 from llama_runtime.tokenizer import Tokenizer, open_tokenizer
 
 __all__ = [
+    "CacheError",
+    "ChatError",
+    "ChatTemplate",
+    "Conversation",
     "Difference",
     "Generation",
     "Generator",
@@ -37,6 +47,7 @@ __all__ = [
     "MissingExtraError",
     "OptionError",
     "Piece",
+    "PrefixCache",
     "PromptError",
     "SamplingOptions",
     "SelftestError",

@@ -47,6 +47,23 @@ class KVCache:
                 "open the cache with a larger capacity",
             )
 
+    def truncate(self, length: int) -> None:
+        """Keep the first ``length`` positions; in place nothing moves: what lies behind is never read."""
+        if not self.in_place:
+            # Their own lengths, not ours: a run that was interrupted may have left longer ones.
+            self.tensors = [_first_positions(tensor, length) for tensor in self.tensors]
+        self.length = length
+
+    def enlarge(self, capacity: int) -> None:
+        """Make room for ``capacity`` positions, keeping those that are valid."""
+        if self.in_place:
+            smaller, self.tensors = self.tensors, []
+            for old in smaller:
+                new = np.zeros((*old.shape[:2], capacity, old.shape[3]), old.dtype)
+                new[:, :, : self.length] = old[:, :, : self.length]
+                self.tensors.append(new)
+        self.capacity, self.step = capacity, None
+
     def select_rows(self, rows: Sequence[int]) -> None:
         """Make row i what row ``rows[i]`` is now; another number of rows makes the cache anew."""
         L = self.length
@@ -76,6 +93,12 @@ def empty_cache(shape: Cache, rows: int, capacity: int) -> KVCache:
     dims = (rows, shape.num_key_value_heads, length, shape.head_dim)
     tensors = [np.zeros(dims, shape.dtype) for _ in range(2 * shape.num_hidden_layers)]
     return KVCache(rows, capacity, shape.in_place, tensors)
+
+
+def _first_positions(tensor: Any, length: int) -> Any:
+    if isinstance(tensor, np.ndarray):
+        return np.ascontiguousarray(tensor[:, :, :length])
+    return tensor if tensor.shape()[2] == length else np.ascontiguousarray(tensor.numpy()[:, :, :length])
 
 
 def cache_names(shape: Cache) -> tuple[list[str], list[str]]:

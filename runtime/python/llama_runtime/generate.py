@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llama_runtime.beam import BeamSearch
+from llama_runtime.chat_template import ChatTemplate, Message, choose_template
+from llama_runtime.conversation import Conversation, Overflow
 from llama_runtime.errors import ManifestError, OptionError, PromptError, TokenizerError
 from llama_runtime.generation import Generation, Piece, Timings
 from llama_runtime.manifest import Manifest, check_structure, read_manifest
 from llama_runtime.options import SamplingOptions
+from llama_runtime.prefix_cache import PrefixCache
 from llama_runtime.row import Row
 from llama_runtime.session import Session, open_session
 from llama_runtime.tokenizer import Tokenizer, open_tokenizer
 
 Prompt = str | Sequence[int]
+OnPiece = Callable[[Piece], object]
 TASK = "text-generation"
 
 
@@ -29,6 +33,7 @@ class Generator:
     def __init__(self, session: Session, tokenizer: Tokenizer | None) -> None:
         self.session = session
         self.tokenizer = tokenizer
+        self._templates: dict[str, ChatTemplate] = {}
 
     @property
     def manifest(self) -> Manifest:
@@ -48,18 +53,66 @@ class Generator:
         """
         options = options or SamplingOptions()
         _require_one_sequence(options)
-        if options.num_beams > 1:
-            raise OptionError(
-                f"num_beams is {options.num_beams}: no beam's text is final before its end",
-                "generate without streaming",
-            )
-        return self._pieces(self._new_row(prompt, options))
+        _require_one_beam(options)
+        return self.pieces(self.new_row(prompt, options))
 
-    def generate(self, prompt: Prompt, options: SamplingOptions | None = None) -> Generation:
-        """Generate until the end, or search for the best beam; the arguments are those of ``stream``."""
+    def generate(
+        self, prompt: Prompt, options: SamplingOptions | None = None, on_piece: OnPiece | None = None
+    ) -> Generation:
+        """Generate until the end, or search for the best beam.
+
+        The arguments and errors are those of ``stream``; ``on_piece`` is called with every piece as it
+        comes, which a beam search cannot do.
+        """
         options = options or SamplingOptions()
         _require_one_sequence(options)
-        return self.generate_sequences(prompt, options)[0]
+        if on_piece is None:
+            return self.generate_sequences(prompt, options)[0]
+        _require_one_beam(options)
+        return self.run(self.new_row(prompt, options), on_piece=on_piece)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        options: SamplingOptions | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        overflow: Overflow = "error",
+        on_piece: OnPiece | None = None,
+    ) -> Generation:
+        """Answer a chat; a ``Conversation`` does the same turn by turn, without reading anything twice.
+
+        Args:
+            messages: ``{"role": "user", "content": "..."}`` and their like; the answer follows the last.
+            options: None is greedy, 128 tokens.
+            tools: Passed to the template: JSON schemas of functions that the model may call.
+            template: The name of one of the bundle's chat templates; default as ``choose_template`` says.
+            overflow: What to do when the chat no longer fits: "error", or "drop_oldest" turns.
+            on_piece: Called with every piece as it comes.
+
+        Raises:
+            ChatError: No template, it refuses the messages, or they do not fit the model.
+            PromptError: A text is not valid UTF-8.
+        """
+        chat = Conversation(self, messages=messages, tools=tools, template=template, overflow=overflow)
+        return chat.send(None, options, on_piece)
+
+    def chat_template(self, name: str | None = None, tools: object = None) -> ChatTemplate:
+        """Open one of the bundle's chat templates, "tool_use" where there are tools and it exists.
+
+        Raises:
+            ChatError: There is none of that name, or it is not Jinja.
+            TokenizerError: The bundle has no tokenizer.
+        """
+        templates = self.manifest.chat_template
+        name = choose_template(templates, tools, name)
+        if self.tokenizer is None:
+            raise TokenizerError("the bundle has no tokenizer", "give the prompt as token ids")
+        if name not in self._templates and templates is not None:
+            source, variables = templates.sources[name], templates.special_tokens
+            self._templates[name] = ChatTemplate(name, source, variables, self.tokenizer)
+        return self._templates[name]
 
     def generate_sequences(
         self, prompt: Prompt, options: SamplingOptions | None = None
@@ -69,11 +122,11 @@ class Generator:
         The arguments and errors are those of ``stream``.
         """
         options = options or SamplingOptions()
-        row = self._new_row(prompt, options)
+        row = self.new_row(prompt, options)
         if options.num_beams > 1:
             return self._search(row, prompt)
         seeds = [(row.seed + i) % (1 << 64) for i in range(options.num_return_sequences)]
-        return tuple(self._run(self._new_row(prompt, options, seed)) for seed in seeds)
+        return tuple(self.run(self.new_row(prompt, options, seed)) for seed in seeds)
 
     def check_prompt(self, prompt: Prompt, options: SamplingOptions) -> list[int]:
         """Turn the prompt into tokens and refuse what cannot be generated, before any work.
@@ -116,14 +169,30 @@ class Generator:
             shown = repr(prompt)[:60]
             raise PromptError(f"the prompt is {shown}, needs text or a sequence of token ids") from None
 
-    def _new_row(self, prompt: Prompt, options: SamplingOptions, seed: int | None = None) -> Row:
-        prompt_tokens = self.check_prompt(prompt, options)
+    def new_row(
+        self,
+        prompt: Prompt,
+        options: SamplingOptions,
+        seed: int | None = None,
+        *,
+        answer_ends: Sequence[int] | None = None,
+    ) -> Row:
+        """Check a prompt and begin a text that ``pieces`` or ``run`` generates.
+
+        Args:
+            prompt: As for ``stream``.
+            options: As for ``stream``.
+            seed: Instead of the options'.
+            answer_ends: The text is an answer, which does not continue the prompt's last word; it ends
+                at these tokens as well.
+        """
         return Row(
-            prompt_tokens,
+            self.check_prompt(prompt, options),
             options,
-            eos_token_ids=self.manifest.tokens.eos_token_ids,
+            eos_token_ids=(*self.manifest.tokens.eos_token_ids, *(answer_ends or ())),
             tokenizer=self.tokenizer,
             opening=self._prompt_text(prompt) if options.return_full_text else "",
+            opens_text=answer_ends is not None,
             seed=seed,
         )
 
@@ -132,10 +201,13 @@ class Generator:
             return prompt
         return self.tokenizer.decode(prompt) if self.tokenizer else ""
 
-    def _run(self, row: Row) -> Generation:
+    def run(self, row: Row, cache: PrefixCache | None = None, on_piece: OnPiece | None = None) -> Generation:
+        """Generate a row until its end; the arguments are those of ``pieces`` and ``generate``."""
         start_s, first_s = time.perf_counter(), 0.0
-        for _ in self._pieces(row):
+        for piece in self.pieces(row, cache):
             first_s = first_s or time.perf_counter()
+            if on_piece:
+                on_piece(piece)
         end_s = time.perf_counter()
         return row.generation(Timings((first_s - start_s) * 1000, (end_s - first_s) * 1000))
 
@@ -155,21 +227,27 @@ class Generator:
         timings = Timings((prefilled_s - start_s) * 1000, (end_s - prefilled_s) * 1000)
         generations = []
         for beam in search.finished[: options.num_return_sequences]:
-            text = self._new_row(prompt, options, row.seed)
+            text = self.new_row(prompt, options, row.seed)
             for index, token in enumerate(beam.tokens):
                 text.push(token, beam.logprobs[index] if beam.logprobs else None)
             generations.append(text.generation(timings, beam.score))
         return tuple(generations)
 
-    def _pieces(self, row: Row) -> Iterator[Piece]:
-        cache = self.session.new_cache(capacity=len(row.prompt_tokens) + row.options.max_new_tokens)
-        logits = self.session.prefill(np.array([row.prompt_tokens], np.int64), cache)
+    def pieces(self, row: Row, cache: PrefixCache | None = None) -> Iterator[Piece]:
+        """Generate a row piece by piece.
+
+        Args:
+            row: From ``new_row``.
+            cache: What it shares with the prompt is not read again; None begins an empty one.
+        """
+        cache = cache or PrefixCache(self.session)
+        logits = cache.prefill(row.prompt_tokens, row.options.max_new_tokens)
         while True:
             piece = row.take(logits[0])
             yield piece
             if piece.finish_reason:
                 return
-            logits = self.session.decode(np.array([piece.token], np.int64), cache)
+            logits = cache.decode(piece.token)
 
 
 def load(path: str | Path, threads: int | None = None) -> Generator:
@@ -210,6 +288,14 @@ def generate(bundle: str | Path, prompt: Prompt, **options: Any) -> str:
     except TypeError as error:
         raise OptionError(f"unknown option: {error}") from None
     return load(bundle).generate(prompt, sampling).text
+
+
+def _require_one_beam(options: SamplingOptions) -> None:
+    if options.num_beams > 1:
+        raise OptionError(
+            f"num_beams is {options.num_beams}: no beam's text is final before its end",
+            "generate without streaming",
+        )
 
 
 def _require_one_sequence(options: SamplingOptions) -> None:

@@ -50,6 +50,7 @@ class Row:
         eos_token_ids: Sequence[int] = (),
         tokenizer: Tokenizer | None = None,
         opening: str = "",
+        opens_text: bool = False,
         constraint: Constraint | None = None,
         seed: int | None = None,
     ) -> None:
@@ -61,6 +62,7 @@ class Row:
             eos_token_ids: The model's, whether or not the options ignore them.
             tokenizer: None makes no text.
             opening: Text to show in front of the first piece.
+            opens_text: The first token opens a text of its own, as it does behind special tokens alone.
             constraint: What the text must conform to.
             seed: Instead of the options'.
         """
@@ -69,7 +71,7 @@ class Row:
         self.seed = next(s for s in (seed, options.seed, secrets.randbits(SEED_BITS)) if s is not None)
         self.tokens: list[int] = []
         self._eos = () if options.ignore_eos else tuple(eos_token_ids)
-        self._stream = _text_stream(tokenizer, self.prompt_tokens)
+        self._stream = _text_stream(tokenizer, self.prompt_tokens, opens_text)
         self._matcher = StopMatcher(options.stop)
         self._constraint = constraint
         self._opening = opening
@@ -137,7 +139,10 @@ class Row:
         return "length" if len(self.tokens) == self.options.max_new_tokens else None
 
 
-def _text_stream(tokenizer: Tokenizer | None, prompt_tokens: Sequence[int]) -> TextStream | None:
+def _text_stream(
+    tokenizer: Tokenizer | None, prompt_tokens: Sequence[int], opens_text: bool
+) -> TextStream | None:
     if tokenizer is None:
         return None
-    return TextStream(tokenizer, opens_text=tokenizer.vocabulary.special_ids.issuperset(prompt_tokens))
+    opens_text = opens_text or tokenizer.vocabulary.special_ids.issuperset(prompt_tokens)
+    return TextStream(tokenizer, opens_text=opens_text)

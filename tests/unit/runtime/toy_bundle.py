@@ -29,9 +29,9 @@ from llama_runtime.manifest import (
 V, HIDDEN, H, K, D, LAYERS, POSITIONS = 61, 48, 4, 2, 16, 2, 256
 
 
-def toy_weights(seed: int = 7) -> dict[str, np.ndarray]:
+def toy_weights(seed: int = 7, vocab: int = V) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
-    weights = {"embed": random.normal(size=(V, HIDDEN)), "head": random.normal(size=(HIDDEN, V)) / 3}
+    weights = {"embed": random.normal(size=(vocab, HIDDEN)), "head": random.normal(size=(HIDDEN, vocab)) / 3}
     for i in range(LAYERS):
         weights[f"q.{i}"] = random.normal(size=(HIDDEN, H * D)) * HIDDEN**-0.5
         weights[f"k.{i}"] = random.normal(size=(HIDDEN, K * D)) * HIDDEN**-0.5
@@ -88,7 +88,7 @@ def known_answer(
 
 
 def write_toy_bundle(
-    folder: Path, attention: str = "flash", *, external: str | None = None, **fields
+    folder: Path, attention: str = "flash", *, external: str | None = None, vocab: int = V, **fields
 ) -> Manifest:
     """Write the toy's graph and manifest.
 
@@ -96,9 +96,10 @@ def write_toy_bundle(
         folder: Where; made if missing.
         attention: "flash" (GroupQueryAttention, in place) or "sdpa" (Attention 23, growing).
         external: Folder of the weights' file inside the bundle, or None for weights in the graph.
+        vocab: How many token ids the model knows.
         fields: Replace the manifest's fields; ``lambda weights: ...`` sees the weights.
     """
-    weights = toy_weights()
+    weights = toy_weights(vocab=vocab)
     (folder / "onnx").mkdir(parents=True)
     model = _model(weights, attention)
     path = folder / "onnx" / "model.onnx"
@@ -109,10 +110,12 @@ def write_toy_bundle(
         onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=1024)
         (path.parent / "weights.bin").rename(folder / data)
     fields = {name: field(weights) if callable(field) else field for name, field in fields.items()}
-    return write_manifest(folder, attention, external_folder=external or "onnx", **fields)
+    return write_manifest(folder, attention, external_folder=external or "onnx", vocab=vocab, **fields)
 
 
-def write_manifest(folder: Path, attention: str, external_folder: str = "onnx", **fields) -> Manifest:
+def write_manifest(
+    folder: Path, attention: str, external_folder: str = "onnx", vocab: int = V, **fields
+) -> Manifest:
     past = [
         TensorSpec(f"past_key_values.{i}.{kind}", "float32", ("batch_size", K, "past_sequence_length", D))
         for i in range(LAYERS)
@@ -138,7 +141,7 @@ def write_manifest(folder: Path, attention: str, external_folder: str = "onnx", 
             *past,
         ),
         optional_inputs=(TensorSpec("num_logits_to_keep", "int64", (1,)),),
-        outputs=(TensorSpec("logits", "float32", ("batch_size", "num_logits", V)), *present),
+        outputs=(TensorSpec("logits", "float32", ("batch_size", "num_logits", vocab)), *present),
         cache=Cache(
             num_hidden_layers=LAYERS,
             num_key_value_heads=K,
@@ -150,7 +153,7 @@ def write_manifest(folder: Path, attention: str, external_folder: str = "onnx", 
             present_value_name="present.{i}.value",
             in_place=attention == "flash",
         ),
-        limits=Limits(POSITIONS, V),
+        limits=Limits(POSITIONS, vocab),
         tokens=Tokens(bos_token_id=1, eos_token_ids=(), pad_token_id=None),
         tokenizer=None,
         chat_template=None,
@@ -202,7 +205,7 @@ def _model(weights: dict[str, np.ndarray], attention: str) -> onnx.ModelProto:
     ]
     initializers = [numpy_helper.from_array(np.zeros(1, np.int64), "num_logits_to_keep")]
     initializers += [numpy_helper.from_array(value, name) for name, value in (weights | constants).items()]
-    graph = helper.make_graph(nodes, "toy", _inputs(), _outputs(), initializers)
+    graph = helper.make_graph(nodes, "toy", _inputs(), _outputs(len(weights["embed"])), initializers)
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=11)
 
@@ -221,10 +224,10 @@ def _inputs() -> list[onnx.ValueInfoProto]:
     ]
 
 
-def _outputs() -> list[onnx.ValueInfoProto]:
+def _outputs(vocab: int) -> list[onnx.ValueInfoProto]:
     names = [f"present.{i}.{kind}" for i in range(LAYERS) for kind in ("key", "value")]
     return [
-        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "N", V]),
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "N", vocab]),
         *(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", K, "R", D]) for name in names),
     ]
 

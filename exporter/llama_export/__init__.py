@@ -1,6 +1,7 @@
 """Any LLaMA checkpoint in, one bundle out, that runs without PyTorch and carries the proof that it is right.
 
     export     checkpoint folder -> bundle folder, verified
+    convert    checkpoint folder in any layout -> Hugging Face folder
     verify     bundle against its checkpoint: the parity ladder
     inspect    what a checkpoint or bundle is, and whether it can be exported
 
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from llama_export.errors import LlamaExportError, MissingExtraError
 
 if TYPE_CHECKING:
+    from llama_export.conversion import Converted
     from llama_export.parity import Report
     from llama_export.pipeline import Exported
     from llama_export.recipe import Recipe
 
-__all__ = ["LlamaExportError", "export", "inspect", "verify"]
+__all__ = ["LlamaExportError", "convert", "export", "inspect", "verify"]
 
 
 def export(
@@ -35,6 +37,14 @@ def export(
     from llama_export import pipeline
 
     return pipeline.export(checkpoint, output, recipe=recipe, force=force)
+
+
+def convert(checkpoint: str | Path, output: str | Path, *, max_shard_bytes: int | None = None) -> Converted:
+    """Write a checkpoint as a Hugging Face folder; see ``llama_export.conversion.convert``."""
+    require_export_extra()
+    from llama_export import conversion
+
+    return conversion.convert(checkpoint, output, max_shard_bytes=max_shard_bytes)
 
 
 def verify(bundle: str | Path, checkpoint: str | Path, *, texts: Sequence[str] | None = None) -> Report:

@@ -53,6 +53,7 @@ def _inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "precision": PRECISION_OF[checkpoint.dtype],
         "weight_files": {path.name: path.stat().st_size for path in checkpoint.weight_files},
         "companions": [path.name for path in checkpoint.companions],
+        "notes": list(checkpoint.notes),
         "tensors": {tensor.name: [PRECISION_OF[tensor.dtype], *tensor.shape] for tensor in tensors},
     }
 

@@ -50,6 +50,8 @@ class Exported:
 def default_output(checkpoint: Path) -> Path:
     """``artifacts/<name>`` in the current folder; a Hub snapshot goes by its repository, not its commit."""
     folder = checkpoint.resolve()
+    if folder.name == "original":  # Meta's files in a repository of Hugging Face
+        folder = folder.parent
     if folder.parent.name == "snapshots":
         return Path("artifacts") / folder.parent.parent.name.rpartition("--")[2]
     return Path("artifacts") / folder.name
@@ -65,7 +67,7 @@ def export(
     """Export a checkpoint to a bundle; nothing is left behind unless it succeeds.
 
     Args:
-        checkpoint: A Hugging Face LLaMA folder.
+        checkpoint: A LLaMA folder, Hugging Face's or Meta's.
         output: The bundle's folder; default ``artifacts/<name>``, with ``beside`` the checkpoint's own.
         recipe: The choices; the default is exact: linked weights, flash path, verified.
         force: Replace an existing bundle.
@@ -115,13 +117,13 @@ def prepare(
         target = beside.check(source, None if output is None else Path(output), force=force)
     else:
         target = Path(output) if output is not None else default_output(source.folder)
-        _refuse_nesting(source.folder, target)
+        refuse_nesting(source.folder, target)
         check_target(target, force=force)
-    _check_tokenizer(source, convert=recipe.weights != "beside")
+    check_tokenizer(source, convert=recipe.weights != "beside")
     return source, plan, target
 
 
-def _check_tokenizer(checkpoint: Checkpoint, *, convert: bool) -> None:
+def check_tokenizer(checkpoint: Checkpoint, *, convert: bool) -> None:
     """Open the checkpoint's tokenizer as a runtime will, so that a damaged one is refused before any work."""
     from llama_export.bundle.chat_template import chat_templates
     from llama_export.bundle.manifest import tokenizer_file, tokens
@@ -133,11 +135,12 @@ def _check_tokenizer(checkpoint: Checkpoint, *, convert: bool) -> None:
     if entry is None:
         return
     try:
-        open_tokenizer(checkpoint.folder, entry, tokens(checkpoint))
+        path = next(path for path in checkpoint.companions if path.name == entry.path)
+        open_tokenizer(path.parent, entry, tokens(checkpoint))
     except LlamaRuntimeError as error:
         raise CheckpointError(error.message, "download the checkpoint's tokenizer again") from None
-    if convert and not (checkpoint.folder / "tokenizer.json").exists():
-        read_model(checkpoint.folder / entry.path)  # refuses what tokenizer.json could not say
+    if convert and all(companion.name != "tokenizer.json" for companion in checkpoint.companions):
+        read_model(path)  # refuses what tokenizer.json could not say
 
 
 def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) -> tuple[Manifest, str]:
@@ -181,7 +184,7 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
         if path.is_file() and (name := path.relative_to(folder).as_posix())
     }
     sources = {path.name: d for path, d in source_digests.items()}
-    sources["config.json"] = digest(source.folder / "config.json")
+    sources[source.config_file.name] = digest(source.config_file)
     manifest = build_manifest(source, plan, recipe.attention, files, sources)
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest, placed_as
@@ -204,8 +207,12 @@ def digest(path: Path) -> FileDigest:
         return FileDigest(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
-def _refuse_nesting(checkpoint: Path, target: Path) -> None:
-    """A bundle is published by replacing its folder, and a checkpoint is never changed: keep them apart."""
+def refuse_nesting(checkpoint: Path, target: Path) -> None:
+    """Keep apart what is published by replacing its folder and what is never changed.
+
+    Raises:
+        BundleError: One of the two folders is the other, or is inside of it.
+    """
     inner, outer = checkpoint.resolve(), target.resolve()
     if inner == outer or outer in inner.parents or inner in outer.parents:
         where = "is" if inner == outer else "contains" if outer in inner.parents else "is inside"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llama_export.conversion import Converted
     from llama_export.parity import Report
     from llama_export.pipeline import Exported
     from llama_export.plan import ExportPlan
@@ -84,6 +85,16 @@ def exported_lines(exported: Exported) -> list[str]:
     return [*lines, *(f"note      {note}" for note in exported.notes)]
 
 
+def converted_lines(converted: Converted) -> list[str]:
+    """What was written and what to do next."""
+    total = size(sum(converted.files.values()))
+    return [
+        f"written   {converted.output}: {converted.tensors} tensors, {total}, {converted.seconds:.1f} s",
+        *(f"note      {note}" for note in converted.notes),
+        f"next      llama-export onnx {_pasted(converted.output)}",
+    ]
+
+
 def _other_choice(precision: str, weights: str) -> str:
     """How to get a smaller or faster bundle than this one."""
     if precision != "float32":
@@ -113,6 +124,7 @@ def checkpoint_lines(facts: dict[str, Any]) -> list[str]:
         f"positions   {config['max_position_embeddings']}, rope {rope['rope_type']}, "
         f"theta {rope['rope_theta']:g}",
         f"files       {', '.join(facts['companions']) or 'no tokenizer, no licence'}",
+        *(f"note        {note}" for note in facts["notes"]),
         f"supported   yes: llama-export onnx {_pasted(facts['folder'])}",
     ]
 

@@ -34,8 +34,9 @@ TOP = {
     "plan": {"bundle.place", "checkpoint", "weights", "recipe", "show"},
     "inspection": {"checkpoint", "weights", "llama_runtime.manifest"},
     "pipeline": {*ROOMS, "progress", "recipe", "plan", "llama_runtime"},
-    "cli": {*ROOMS, "recipe", "plan", "inspection", "pipeline", "show", "llama_runtime"},
-    "__init__": {"parity", "pipeline", "inspection", "recipe"},
+    "conversion": {*ROOMS, "progress", "pipeline"},
+    "cli": {*ROOMS, "recipe", "plan", "inspection", "pipeline", "conversion", "show", "llama_runtime"},
+    "__init__": {"parity", "pipeline", "conversion", "inspection", "recipe"},
     "__main__": {"cli"},
 }
 

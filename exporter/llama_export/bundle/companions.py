@@ -27,9 +27,13 @@ def write_companions(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPa
     """
     for source in checkpoint.companions:
         shutil.copyfile(source, folder / source.name)
-    _write_json(folder / "config.json", _config(checkpoint, plan))
-    _write_json(folder / "genai_config.json", genai_config(checkpoint, plan, path))
+    write_json(folder / "config.json", _config(checkpoint, plan))
+    write_json(folder / "genai_config.json", genai_config(checkpoint, plan, path))
+    write_tokenizer(folder)
 
+
+def write_tokenizer(folder: Path) -> None:
+    """Give a folder that has ``tokenizer.model`` alone its ``tokenizer.json``."""
     if (folder / _TOKENIZER_MODEL).exists() and not (folder / _TOKENIZER_JSON).exists():
         from llama_export.bundle.tokenizer_json import write_tokenizer_json
 
@@ -117,5 +121,6 @@ def _ids(checkpoint: Checkpoint, key: str, *, outside_is_none: bool = False) -> 
     return ids
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON file as a person would like to read it."""
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -115,8 +115,8 @@ class Stage:
         if free < nbytes:
             raise BundleError(
                 f"{self.target.parent}: {free / 2**30:.1f} GiB free, "
-                f"the bundle needs {nbytes / 2**30:.1f} GiB",
-                "free some space, name an output elsewhere, or link the weights (--weights link)",
+                f"the output needs {nbytes / 2**30:.1f} GiB",
+                "free some space, or name an output elsewhere",
             )
 
     def __enter__(self) -> Stage:

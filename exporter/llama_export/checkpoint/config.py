@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llama_export.checkpoint.families import what_is_needed
 from llama_export.checkpoint.fields import Fields
 from llama_export.checkpoint.rope import parse_rope
 from llama_export.model.config import LlamaConfig
@@ -47,7 +48,7 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
 def _refuse_other_models(fields: Fields) -> None:
     """Refuse by name whatever would make the model compute something else than Llama does."""
     if fields.get("model_type") != "llama":
-        raise fields.unsupported("model_type", 'must be "llama"', _OTHER_FAMILY)
+        raise fields.unsupported("model_type", 'must be "llama"', what_is_needed(fields.get("model_type")))
     if fields.get("architectures") not in (None, ["LlamaForCausalLM"]):
         raise fields.unsupported("architectures", 'must be ["LlamaForCausalLM"]', _OTHER_FAMILY)
     for key in ("quantization_config", "compression_config"):

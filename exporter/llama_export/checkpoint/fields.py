@@ -11,7 +11,7 @@ from llama_export.errors import ConfigError
 CONFIG_FILE = "config.json"
 _MAX_INT = 2**31 - 1
 _MAX_FLOAT = 1e30  # any bound will do that keeps float() from overflowing on a long integer
-_DAMAGED = "config.json is damaged or was edited; take the one that belongs to the checkpoint"
+_DAMAGED = "the file is damaged or was edited; take the one that belongs to the checkpoint"
 NOT_YET = "llama-export does not compute this yet, and leaving it out would silently change the model"
 
 
@@ -22,10 +22,12 @@ class Fields:
     Attributes:
         values: The object.
         prefix: What its keys are called in messages, ``"rope_scaling."`` or nothing.
+        file: Where it is from, for messages.
     """
 
     values: dict[str, Any]
     prefix: str = ""
+    file: str = CONFIG_FILE
 
     def get(self, key: str) -> Any:
         """Return the value of ``key``, None where it is null or absent."""
@@ -35,7 +37,7 @@ class Fields:
         """Make the error that says what ``key`` is and what it must be."""
         value = self.get(key)
         got = "missing" if value is None else shown(value)
-        return ConfigError(f"{CONFIG_FILE}: {self.prefix}{key} is {got}, {allowed}", hint)
+        return ConfigError(f"{self.file}: {self.prefix}{key} is {got}, {allowed}", hint)
 
     def unsupported(self, key: str, allowed: str, hint: str = NOT_YET) -> ConfigError:
         """Make the error for a value that is right, but that we do not honour so far."""

@@ -1,10 +1,12 @@
-"""A Hugging Face folder -> Checkpoint."""
+"""A folder, Hugging Face's or Meta's -> Checkpoint."""
 
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ import torch
 from llama_export.checkpoint.config import parse_config
 from llama_export.checkpoint.fields import CONFIG_FILE
 from llama_export.checkpoint.json_file import read_json_object, reading, resolve_file, shown_name
-from llama_export.checkpoint.shards import INDEX_FILE, SINGLE_FILE, WeightFiles, collect_tensors, parse_index
+from llama_export.checkpoint.meta import read_meta, shard_names
+from llama_export.checkpoint.params import PARAMS_FILE, special_ids
+from llama_export.checkpoint.shards import FORMATS, WeightFiles, collect_tensors, find_weights, fit
 from llama_export.checkpoint.tensor import LazyTensor
 from llama_export.errors import CheckpointError
 from llama_export.model.config import LlamaConfig
 
-_GENERATION_FILE = "generation_config.json"
+GENERATION_FILE = "generation_config.json"
 # Read by whoever runs the model, or binding on them; in lower case.
 _COMPANIONS = (
-    _GENERATION_FILE,
+    GENERATION_FILE,
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -33,15 +37,16 @@ _COMPANIONS = (
     "use_policy*",
 )
 _NO_FOLDER = "name the folder of a checkpoint; `hf download NAME --local-dir FOLDER` makes one from the Hub"
-_NOT_CONVERTED = "load it with transformers and write it with save_pretrained, which makes safetensors files"
+_ORIGINAL = "original"  # where Hugging Face's repositories of Meta's models keep Meta's own files
 # What else a folder may hold, and what to do about it; the first that is there is named.
 _OTHER_WEIGHTS = {
     "adapter_model.*": "merge the adapter into its base model first, and name the merged folder",
-    "pytorch_model*.bin": _NOT_CONVERTED,
-    "flax_model*.msgpack": _NOT_CONVERTED,
-    "consolidated.*": "convert Meta's files with transformers' convert_llama_weights_to_hf.py",
+    "consolidated.*": f"{PARAMS_FILE}, which belongs to Meta's files, got lost; download it again",
     "*.gguf": "export the Hugging Face folder that it was made from",
-    "model-*.safetensors": f"{INDEX_FILE}, which says what is in which file, got lost; download it again",
+    "model-*.safetensors": "model.safetensors.index.json, which says what is where, got lost; download it",
+    "pytorch_model-*.bin": "pytorch_model.bin.index.json, which says what is where, got lost; download it",
+    "flax_model-*.msgpack": "flax_model.msgpack.index.json, which says what is where, got lost; download it",
+    "tf_model.h5": "load it with transformers and write it with save_pretrained, which makes safetensors",
 }
 
 
@@ -52,7 +57,8 @@ class Checkpoint:
     Attributes:
         folder: As the person named it.
         config: Its architecture.
-        raw_config: ``config.json``, verbatim.
+        config_file: ``config.json``, or Meta's ``params.json``.
+        raw_config: ``config.json``, verbatim, or what it would say.
         dtype: The dtype of its weights; if mixed, that of most of the bytes.
         tensors: Exactly ``config.tensor_shapes()``, in that order.
         weight_files: The real files that hold them, symlinks followed, in the order of their names.
@@ -63,6 +69,7 @@ class Checkpoint:
 
     folder: Path
     config: LlamaConfig
+    config_file: Path
     raw_config: dict[str, Any]
     dtype: torch.dtype
     tensors: dict[str, LazyTensor]
@@ -73,38 +80,93 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open a Hugging Face LLaMA folder, reading its JSON files and headers alone.
+    """Open a LLaMA checkpoint in any layout, reading its JSON files and headers alone.
 
     Args:
-        folder: Holds ``config.json`` and ``model.safetensors``, or an index and its shards; links are
+        folder: Hugging Face's (``config.json`` with safetensors, ``torch.save``'s files or Flax's, in one
+            file or with an index and shards) or Meta's (``params.json`` with ``consolidated.*``); links are
             followed, so a Hub snapshot is fine.
 
     Raises:
         CheckpointError: A file is missing, cannot be read, is malformed, or does not fit the others.
-        ConfigError: ``config.json`` says something that cannot be honoured exactly.
+        ConfigError: ``config.json`` or ``params.json`` says something that cannot be honoured exactly.
     """
     entries = _list_folder(folder)
-    files = _find_weights(folder, entries)
-    raw_config = read_json_object(folder / CONFIG_FILE, CONFIG_FILE)
+    found, shards = find_weights(folder, entries), shard_names(entries)
+    if found:
+        return _open_hugging_face(folder, entries, found, shards)
+    if shards and PARAMS_FILE in entries:
+        return _open_meta(folder, entries, shards)
+    if (folder / _ORIGINAL / PARAMS_FILE).is_file():
+        opened = open_checkpoint(folder / _ORIGINAL)
+        return replace(
+            opened, notes=(f"read from {_ORIGINAL}/, {folder} has no other weights", *opened.notes)
+        )
+    raise _no_weights(folder, entries)
+
+
+def _open_hugging_face(
+    folder: Path, entries: list[str], found: tuple[WeightFiles, ...], shards: list[str]
+) -> Checkpoint:
+    files = found[0]
+    config_file = folder / CONFIG_FILE
+    raw_config = read_json_object(config_file, CONFIG_FILE)
     config = parse_config(raw_config)
-    generation: dict[str, Any] = {}
-    if _GENERATION_FILE in entries:
-        generation = read_json_object(folder / _GENERATION_FILE, _GENERATION_FILE)
     companions = _find_companions(folder, entries)
     tensors = collect_tensors(folder, files, config)
+    unread = [other.listing for other in found[1:]] + shards[:1]
+    notes = [f"read from {files.listing}; the folder holds {', '.join(unread)} too"] if unread else []
+    return _checkpoint(folder, config_file, raw_config, config, tensors, files.names, companions, notes)
 
+
+def _open_meta(folder: Path, entries: list[str], shards: list[str]) -> Checkpoint:
+    companions = _find_companions(folder, entries)
+    above = _companions_above(folder, {path.name for path in companions})
+    companions = tuple(sorted([*companions, *above], key=lambda path: path.name))
+    tokenizer = next((path for path in companions if path.name == "tokenizer.model"), None)
+    raw_config, tensors = read_meta(folder, shards)
+    raw_config |= special_ids(tokenizer, raw_config["vocab_size"])
+    config = parse_config(raw_config)
+    return _checkpoint(
+        folder,
+        folder / PARAMS_FILE,
+        raw_config,
+        config,
+        fit(shards[0], tensors, config),
+        shards,
+        companions,
+        [],
+    )
+
+
+def _checkpoint(
+    folder: Path,
+    config_file: Path,
+    raw_config: dict[str, Any],
+    config: LlamaConfig,
+    tensors: dict[str, LazyTensor],
+    names: Sequence[str],
+    companions: tuple[Path, ...],
+    notes: Sequence[str],
+) -> Checkpoint:
+    generation: dict[str, Any] = {}
+    for path in companions:
+        if path.name == GENERATION_FILE:
+            generation = read_json_object(path, GENERATION_FILE)
     bytes_of: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
         bytes_of[tensor.dtype] += tensor.nbytes
     return Checkpoint(
         folder=folder,
         config=config,
+        config_file=config_file,
         raw_config=raw_config,
         dtype=bytes_of.most_common(1)[0][0],
         tensors=tensors,
-        weight_files=tuple(resolve_file(folder / name, name) for name in files.names),
+        weight_files=tuple(resolve_file(folder / name, name) for name in names),
         companions=companions,
         generation_config=generation,
+        notes=tuple(notes),
     )
 
 
@@ -121,18 +183,12 @@ def _list_folder(folder: Path) -> list[str]:
         raise error from error.__cause__
 
 
-def _find_weights(folder: Path, entries: list[str]) -> WeightFiles:
-    """Find the single file or the index; with both there the single file counts, as in transformers."""
-    if SINGLE_FILE in entries:
-        return WeightFiles(SINGLE_FILE, (SINGLE_FILE,), {})
-    if INDEX_FILE in entries:
-        return parse_index(folder / INDEX_FILE)
-    neither = f"neither {SINGLE_FILE} nor {INDEX_FILE}"
+def _no_weights(folder: Path, entries: list[str]) -> CheckpointError:
+    none = f"none of {', '.join(form.single for form in FORMATS)}, nor an index of shards"
     for pattern, hint in _OTHER_WEIGHTS.items():
         for name in fnmatch.filter(entries, pattern):
-            found = f"{folder}: holds {shown_name(name)}, but {neither}"
-            raise CheckpointError(f"{found}; only whole models in safetensors are read so far", hint)
-    raise CheckpointError(f"{folder}: holds {neither}", _NO_FOLDER)
+            return CheckpointError(f"{folder}: holds {shown_name(name)}, but {none}", hint)
+    return CheckpointError(f"{folder}: holds {none}", _NO_FOLDER)
 
 
 def _find_companions(folder: Path, entries: list[str]) -> tuple[Path, ...]:
@@ -141,3 +197,16 @@ def _find_companions(folder: Path, entries: list[str]) -> tuple[Path, ...]:
     for file in files:
         resolve_file(file, file.name)  # a link into nowhere is a file that got lost
     return tuple(files)
+
+
+def _companions_above(folder: Path, present: set[str]) -> list[Path]:
+    """What belongs to Meta's files but stands one folder up: the tokenizer that the sizes of a model share.
+
+    Hugging Face's repositories keep Meta's files in a folder of their own: there all above belongs to them.
+    """
+    above = folder.resolve().parent
+    names = sorted(entry.name for entry in above.iterdir()) if os.access(above, os.R_OK) else []
+    shared = "tokenizer.model" in names and "tokenizer.model" not in present
+    if not shared and folder.resolve().name != _ORIGINAL:
+        return []
+    return [path for path in _find_companions(above, names) if path.name not in present]

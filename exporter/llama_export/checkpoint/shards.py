@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from llama_export.checkpoint.flax_file import model_name, read_flax_file
 from llama_export.checkpoint.json_file import (
     DOWNLOAD_AGAIN,
     read_json_object,
@@ -14,49 +16,90 @@ from llama_export.checkpoint.json_file import (
 )
 from llama_export.checkpoint.safetensors import read_header
 from llama_export.checkpoint.tensor import LazyTensor
+from llama_export.checkpoint.torch_file import read_torch_file
 from llama_export.errors import CheckpointError
 from llama_export.model.config import LlamaConfig
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 _NOT_TOGETHER = "the checkpoint and its config.json do not belong together; download both again"
 _NOT_ITS_INDEX = "the index and its shards do not belong together; download both again"
 
 
 @dataclass(frozen=True)
-class WeightFiles:
-    """The safetensors files of a checkpoint, before anything is known of the config.
+class Format:
+    """One way in which Hugging Face folders hold tensors.
 
     Attributes:
+        single: The file that holds them all.
+        index: The file that says which shard holds which.
+        read: Lists a file's tensors; its arguments are the path and what messages call it.
+    """
+
+    single: str
+    index: str
+    read: Callable[[Path, str], Mapping[str, LazyTensor]]
+
+
+# The first one that a folder has is read: safetensors cannot hold code and can be linked.
+FORMATS = (
+    Format("model.safetensors", "model.safetensors.index.json", read_header),
+    Format("pytorch_model.bin", "pytorch_model.bin.index.json", read_torch_file),
+    Format("flax_model.msgpack", "flax_model.msgpack.index.json", read_flax_file),
+)
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weight files of a checkpoint, before anything is known of the config.
+
+    Attributes:
+        format: How they hold tensors.
         listing: The file that says what there is: the single file itself, or the index.
         names: The files, sorted, relative to the folder.
         weight_map: For sharded checkpoints, the file of each tensor; empty for a single file.
     """
 
+    format: Format
     listing: str
     names: tuple[str, ...]
     weight_map: dict[str, str]
 
 
-def parse_index(path: Path) -> WeightFiles:
-    """Read ``model.safetensors.index.json``.
+def find_weights(folder: Path, entries: Sequence[str]) -> tuple[WeightFiles, ...]:
+    """Find the single file or the index of each format; with both there the single file counts.
+
+    Returns:
+        One for each format that the folder has, in the order of FORMATS; only the first has to be right.
+    """
+    found: list[WeightFiles] = []
+    for form in FORMATS:
+        if form.single in entries:
+            found.append(WeightFiles(form, form.single, (form.single,), {}))
+        elif form.index in entries:
+            found.append(WeightFiles(form, form.index, (), {}) if found else parse_index(folder, form))
+    return tuple(found)
+
+
+def parse_index(folder: Path, form: Format) -> WeightFiles:
+    """Read ``model.safetensors.index.json`` or its like.
 
     Raises:
         CheckpointError: It is malformed, or names a file outside the folder.
     """
-    weight_map = read_json_object(path, INDEX_FILE).get("weight_map")
+    index_file = form.index
+    weight_map = read_json_object(folder / index_file, index_file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
-            f"{INDEX_FILE}: weight_map is {_got(weight_map)}, must map tensors to files", DOWNLOAD_AGAIN
+            f"{index_file}: weight_map is {_got(weight_map)}, must map tensors to files", DOWNLOAD_AGAIN
         )
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not _stays_inside(shard):
             raise CheckpointError(
-                f"{INDEX_FILE}: tensor {shown_name(tensor)} is in {shown(shard)}, "
+                f"{index_file}: tensor {shown_name(tensor)} is in {shown(shard)}, "
                 "must be a file inside the folder",
                 "do not use this checkpoint unless you trust where it comes from",
             )
-    return WeightFiles(INDEX_FILE, tuple(sorted(set(weight_map.values()))), weight_map)
+    names = tuple(sorted(set(weight_map.values())))
+    return WeightFiles(form, index_file, names, {model_name(key): file for key, file in weight_map.items()})
 
 
 def _got(weight_map: object) -> str:
@@ -90,7 +133,7 @@ def collect_tensors(folder: Path, files: WeightFiles, config: LlamaConfig) -> di
     stored: dict[str, LazyTensor] = {}
     origin: dict[str, str] = {}
     for name in files.names:
-        for key, tensor in read_header(folder / name, shown_name(name)).items():
+        for key, tensor in files.format.read(folder / name, shown_name(name)).items():
             if _is_harmless(key, config):
                 continue
             if key in stored:
@@ -99,7 +142,7 @@ def collect_tensors(folder: Path, files: WeightFiles, config: LlamaConfig) -> di
                 )
             stored[key], origin[key] = tensor, name
     _check_index(files, origin, config)
-    return _fit(files.listing, stored, origin, config)
+    return fit(files.listing, stored, config, origin)
 
 
 def _is_harmless(key: str, config: LlamaConfig) -> bool:
@@ -109,25 +152,42 @@ def _is_harmless(key: str, config: LlamaConfig) -> bool:
 
 def _check_index(files: WeightFiles, origin: dict[str, str], config: LlamaConfig) -> None:
     """Check that index and shards say the same, in both directions."""
-    if files.listing != INDEX_FILE:
+    if files.listing == files.format.single:
         return
     for key, shard in files.weight_map.items():
         if not _is_harmless(key, config) and origin.get(key) != shard:
             raise CheckpointError(
-                f"{shown_name(shard)}: tensor {shown_name(key)} is missing, {INDEX_FILE} says it is there",
+                f"{shown_name(shard)}: tensor {shown_name(key)} is missing, {files.listing} says it is there",
                 _NOT_ITS_INDEX,
             )
     for key, shard in origin.items():
         if key not in files.weight_map:
             raise CheckpointError(
-                f"{shown_name(shard)}: tensor {shown_name(key)} is not in {INDEX_FILE}", _NOT_ITS_INDEX
+                f"{shown_name(shard)}: tensor {shown_name(key)} is not in {files.listing}", _NOT_ITS_INDEX
             )
 
 
-def _fit(
-    listing: str, stored: dict[str, LazyTensor], origin: dict[str, str], config: LlamaConfig
+def fit(
+    listing: str,
+    stored: Mapping[str, LazyTensor],
+    config: LlamaConfig,
+    origin: Mapping[str, str] | None = None,
 ) -> dict[str, LazyTensor]:
-    """Match names and shapes with the config's, both ways."""
+    """Match names and shapes with the config's, both ways.
+
+    Args:
+        listing: The file that says what there is, for messages.
+        stored: What was found.
+        config: What the checkpoint must be.
+        origin: The file of each tensor where they are in several.
+
+    Returns:
+        Exactly ``config.tensor_shapes()``, in that order.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexplained, or of the wrong shape.
+    """
+    origin = origin or dict.fromkeys(stored, listing)
     # A lying num_hidden_layers must not make us list millions of names: the gap is found before that.
     if config.num_hidden_layers > len(stored):
         gap = (
@@ -154,7 +214,7 @@ def _fit(
     return {key: stored[key] for key in shapes}
 
 
-def _missing(listing: str, key: str, stored: dict[str, LazyTensor]) -> CheckpointError:
+def _missing(listing: str, key: str, stored: Mapping[str, LazyTensor]) -> CheckpointError:
     found = (
         f"it holds {len(stored)} others, such as {shown_name(next(iter(stored)))}"
         if stored

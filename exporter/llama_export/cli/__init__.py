@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import click
 
+from llama_export.cli.convert import convert
 from llama_export.cli.inspect import inspect
 from llama_export.cli.onnx import onnx
 from llama_export.cli.run import run
@@ -36,5 +37,5 @@ def main() -> None:
     """  # noqa: D301  (the \\b that keeps the lines apart is click's, and must be a real one)
 
 
-for command in (onnx, verify, inspect, run, selftest):
+for command in (onnx, convert, verify, inspect, run, selftest):
     main.add_command(command)

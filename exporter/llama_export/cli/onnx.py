@@ -51,9 +51,10 @@ def onnx(
     as_json: bool,
     **choices: Any,
 ) -> None:
-    """Export CHECKPOINT, a Hugging Face LLaMA folder, to a bundle in OUTPUT.
+    """Export CHECKPOINT, a LLaMA folder of Hugging Face's or Meta's, to a bundle in OUTPUT.
 
-    With no options the export is exact: the checkpoint's own weights, shared with it rather than copied.
+    With no options the export is exact: the checkpoint's own weights, shared with it rather than copied
+    where they stand on disk as the model needs them.
     OUTPUT is artifacts/<name> by default. The checkpoint's files are never changed.
     """
     llama_export.require_export_extra()

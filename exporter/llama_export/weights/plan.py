@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -46,6 +46,7 @@ class WeightPlan:
         data_files: Location to the source file it stands for; None where it is written anew.
         weights: Initializer name to place, in the order of the source files' bytes.
         total_bytes: Size of all data files.
+        headers: What a data file that is written begins with, by location; nothing where it is not named.
     """
 
     mode: WeightMode
@@ -54,6 +55,7 @@ class WeightPlan:
     data_files: dict[str, Path | None]
     weights: dict[str, PlacedWeight]
     total_bytes: int
+    headers: dict[str, bytes] = field(default_factory=dict)
 
 
 def plan_weights(checkpoint: Checkpoint, mode: WeightMode | None, precision: str | None) -> WeightPlan:

@@ -54,12 +54,13 @@ def write_weights(
         CheckpointError: A weight is NaN or infinite, or a file cannot be read.
         OptionError: A value does not fit float16.
     """
-    written = [location for location, source in plan.data_files.items() if source is None]
+    written = [location for location, file in plan.data_files.items() if file is None]
     with _InBackground() as hasher, _InBackground() as writer, _InBackground() as syncer:
         source = _HashedFiles(checkpoint.weight_files, hasher, advance)
-        sink = _Sink(folder / written[0], syncer) if written else None
+        sinks = {name: _Sink(folder / name, plan.headers.get(name, b""), syncer) for name in written}
         try:
             for name, placed in plan.weights.items():
+                sink = sinks.get(placed.location)
                 for values in placed.source.pieces(source.read):
                     _refuse_nonfinite(values, name, placed.source.stored[0].file)
                     if sink is not None:
@@ -70,9 +71,9 @@ def write_weights(
         finally:
             writer.stop()
             syncer.stop()
-            if sink is not None:
+            for sink in sinks.values():
                 sink.close()
-    return digests, {written[0]: sink.digest()} if sink is not None else {}
+    return digests, {location: sink.digest() for location, sink in sinks.items()}
 
 
 class _InBackground:
@@ -148,12 +149,13 @@ class _Sink:
     would begin to write when gigabytes have gathered.
     """
 
-    def __init__(self, path: Path, syncer: _InBackground) -> None:
+    def __init__(self, path: Path, header: bytes, syncer: _InBackground) -> None:
         self._stream = path.open("wb", buffering=0)
         self._hash = hashlib.sha256()
         self._end = 0
         self._syncer = syncer
         self._tensor = ""
+        self._append(memoryview(header))
 
     def write(self, offset: int, tensor_name: str, values: Tensor) -> None:
         """Append a piece; the first piece of a tensor goes to the tensor's offset."""

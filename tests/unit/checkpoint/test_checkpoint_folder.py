@@ -179,12 +179,13 @@ def remove(*files: str) -> Callable[[Path], None]:
     return lambda folder: void([(folder / file).unlink() for file in files])
 
 
-def instead(*files: str) -> Callable[[Path], None]:
-    """Replace everything in the folder by these empty files."""
+def instead(*files: str, keep: str = "") -> Callable[[Path], None]:
+    """Replace everything in the folder, or all but one, by these empty files."""
 
     def spoil(folder: Path) -> None:
         for file in folder.iterdir():
-            file.unlink()
+            if file.name != keep:
+                file.unlink()
         for name in files:
             (folder / name).touch()
 
@@ -207,15 +208,28 @@ EMBED, HEAD, UP = "model.embed_tokens.weight", "lm_head.weight", "model.layers.1
 
 # name: (fixture, how to break it, the file that is named, words that the message must contain)
 REFUSED: dict[str, tuple[str, Callable[[Path], None], str, list[str]]] = {
-    "no weights": ("single", remove(SINGLE), "", [SINGLE, INDEX]),
-    "nothing at all": ("single", instead(), "", ["neither", INDEX]),
-    "pickles": ("single", instead("pytorch_model.bin"), "", ["pytorch_model.bin", "safetensors"]),
-    "sharded pickles": ("single", instead("pytorch_model-00001-of-00002.bin"), "", ["safetensors"]),
-    "flax": ("single", instead("flax_model.msgpack"), "", ["flax_model.msgpack", "safetensors"]),
-    "meta": ("single", instead("consolidated.00.pth", "params.json"), "", ["consolidated.00.pth"]),
+    "no weights": ("single", remove(SINGLE), "", [SINGLE, "nor an index"]),
+    "nothing at all": ("single", instead(), "", ["holds none of", SINGLE]),
+    "empty pickle": (
+        "single",
+        instead("pytorch_model.bin", keep="config.json"),
+        "pytorch_model.bin",
+        ["empty"],
+    ),
+    "pickles without index": ("single", instead("pytorch_model-00001-of-00002.bin"), "", ["index"]),
+    "flax without index": ("single", instead("flax_model-00001-of-00002.msgpack"), "", ["index"]),
+    "empty flax": (
+        "single",
+        instead("flax_model.msgpack", keep="config.json"),
+        "flax_model.msgpack",
+        ["lies"],
+    ),
+    "tensorflow": ("single", instead("tf_model.h5"), "", ["tf_model.h5"]),
+    "meta without params": ("single", instead("consolidated.00.pth"), "", ["consolidated.00.pth"]),
+    "meta, empty": ("single", instead("consolidated.00.pth", "params.json"), "params.json", ["is empty"]),
     "gguf": ("single", instead("q4.gguf"), "", ["q4.gguf"]),
     "adapter": ("single", instead("adapter_model.safetensors"), "", ["adapter_model.safetensors"]),
-    "shards without index": ("sharded", remove(INDEX), "", [FIRST, INDEX]),
+    "shards without index": ("sharded", remove(INDEX), "", [FIRST, "nor an index"]),
     "no config": ("single", remove("config.json"), "config.json", ["is missing"]),
     "config is a folder": ("single", as_folder("config.json"), "config.json", ["is a folder"]),
     "config is empty": ("single", write("config.json", b" \n"), "config.json", ["is empty"]),
@@ -423,7 +437,7 @@ def test_config_errors_are_told_from_damage(single):
         (lambda path: path.write_text("x"), "is a file, must be a folder"),
         (lambda path: path.symlink_to("gone"), "no such folder"),
         (lambda path: path.symlink_to(path), "cannot be read"),
-        (lambda path: path.mkdir(), "holds neither"),
+        (lambda path: path.mkdir(), "holds none of"),
     ],
 )
 def test_what_is_no_folder_is_refused(tmp_path, make, words):

@@ -156,9 +156,7 @@ def test_what_cannot_be_linked_is_copied_unless_a_link_was_asked_for(single, com
     plan = plan_weights(computed, None, None)
     assert (plan.mode, plan.precision) == ("copy", "bfloat16")
     for mode in ("link", "beside"):
-        with pytest.raises(
-            OptionError, match=rf"--weights {mode} .*up_proj.weight must be transposed"
-        ) as no:
+        with pytest.raises(OptionError, match=rf"--weights {mode} .*up_proj.weight must be transposed") as no:
             plan_weights(computed, mode, None)
         assert "--weights copy" in no.value.hint
 

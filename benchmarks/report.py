@@ -32,6 +32,7 @@ class Column:
 PEAK = Column("peak private GiB", "peak_private_bytes", GIB, 2)
 COLUMNS = {
     "conversion": (Column("seconds", "seconds"), PEAK, Column("output GB", "output_bytes", GB, 2)),
+    "layouts": (Column("seconds", "seconds"), PEAK, Column("output GB", "output_bytes", GB, 2)),
     "speed": (
         Column("start to first token, s", "first_token_s", digits=2),
         Column("load, s", "load_s", digits=2),
@@ -50,6 +51,7 @@ TITLES = {
     "conversion": "Export of {shape} in bfloat16",
     "speed": "Generating with {shape} in float32, {threads} threads, {prompt} + {new} tokens",
     "tracing": "Building the graph, without weights",
+    "layouts": "Meta's own files, float16",
 }
 
 

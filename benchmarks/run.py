@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import conversion
+import layouts
 import machine
 import peers
 import speed
@@ -22,7 +23,8 @@ from rounds import Outcome
 
 CACHE = Path("~/.cache/llama-export-bench").expanduser()
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("tracing", "conversion", "speed")
+BENCHMARKS = ("tracing", "conversion", "speed", "layouts")
+NEED_PEERS = {"conversion", "speed"}
 NEEDED_GB = 32
 
 Outcomes = dict[str, dict[str, Outcome]]
@@ -65,10 +67,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outcomes]:
-    """Prepare, then measure in this order: tracing, conversion, speed."""
+    """Prepare, then measure in this order: tracing, conversion, speed, layouts."""
     shape, new_tokens = SHAPES[options.shape], 9 if options.quick else 65
     busy_before = machine.busy_processes(3.0)
-    environments, missing = install(options) if options.only != ["tracing"] else ({}, {})
+    environments, missing = install(options) if NEED_PEERS & set(options.only) else ({}, {})
     settings = {
         "command": " ".join(["python benchmarks/run.py", *sys.argv[1:]]),
         "repeats": options.repeats,
@@ -97,6 +99,8 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
         runnable = {peer: reason for peer, reason in missing.items() if peer.generate}
         outcomes["speed"] = found | not_installed(runnable)
         results["equal_tokens"] = speed.equal_tokens(tokens)
+    if "layouts" in options.only:
+        outcomes["layouts"] = layouts.bench(work, options.repeats, options.shape)
     return results, outcomes
 
 

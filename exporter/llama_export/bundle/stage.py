@@ -116,7 +116,7 @@ class Stage:
             raise BundleError(
                 f"{self.target.parent}: {free / 2**30:.1f} GiB free, "
                 f"the output needs {nbytes / 2**30:.1f} GiB",
-                "free some space, or name an output elsewhere",
+                "free some space, name an output elsewhere, or link the weights (onnx --weights link)",
             )
 
     def __enter__(self) -> Stage:

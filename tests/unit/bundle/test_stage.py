@@ -125,7 +125,7 @@ def test_a_file_outside_the_stage_is_named(tmp_path):
 def test_too_little_space_is_refused_before_any_work(tmp_path):
     with pytest.raises(BundleError) as caught:
         Stage(tmp_path / "a/out", 1 << 60)
-    assert "GiB free, the bundle needs 1073741824.0 GiB" in caught.value.message
+    assert "GiB free, the output needs 1073741824.0 GiB" in caught.value.message
     assert "--weights link" in caught.value.hint
     assert names(tmp_path) == []
 

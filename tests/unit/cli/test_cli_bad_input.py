@@ -98,7 +98,7 @@ def unigram(folder: Path) -> None:
 # What is wrong: which folder, how it is broken, what the sentence says.
 CHECKPOINTS: dict[str, tuple[int, Break, tuple[str, ...]]] = {
     "no config": (1, remove("config.json"), ("config.json", "is missing")),
-    "no weights": (1, remove(SINGLE), ("holds neither", SINGLE)),
+    "no weights": (1, remove(SINGLE), ("holds none of", SINGLE)),
     "weights truncated": (1, cut(SINGLE, 10), (SINGLE, "is truncated")),
     "shard missing": (2, remove(SECOND), (SECOND, "is missing")),
     "shard truncated": (2, cut(SECOND, 10), (SECOND, "is truncated")),

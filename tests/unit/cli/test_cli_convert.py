@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -162,4 +164,69 @@ def test_a_damaged_tokenizer_is_refused_before_any_output(tmp_path):
     source = LAYOUTS["meta 1 shard"][1](tmp_path / "source")
     (source / "tokenizer.model").write_bytes(b"\x00\x01 damaged")
     assert "tokenizer.model" in refused(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+class Attack:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.system, (f"touch {self.target}",)
+
+
+def put_code(folder: Path) -> None:
+    file = next(folder.glob("*.bin"), None) or next(folder.glob("*.pth"))
+    torch.save({"weight": Attack(folder.parent / "ran")}, file)
+
+
+def compress(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "pytorch_model.bin") as archive:
+        records = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+
+
+def claim_more(folder: Path) -> None:
+    """The first array's extension says that it is longer than the file."""
+    data = bytearray((folder / "flax_model.msgpack").read_bytes())
+    at = data.index(0xC8)  # an extension with two bytes of length
+    data[at + 1 : at + 3] = b"\xff\xff"
+    (folder / "flax_model.msgpack").write_bytes(data[: at + 300])
+
+
+ATTACKS = {
+    "code in a pickle": ("pickle", put_code, "no code is run"),
+    "code in a shard of Meta's": ("meta 2 shards", put_code, "no code is run"),
+    "a zip bomb": ("pickle", compress, "is compressed"),
+    "a length that lies": ("flax", claim_more, "lies about a length"),
+    "a shard missing": ("meta 2 shards", lambda f: (f / "consolidated.01.pth").unlink(), "in 1 shard"),
+    "a shard twice": (
+        "meta 2 shards",
+        lambda f: shutil.copy(f / "consolidated.00.pth", f / "consolidated.01.pth"),
+        "holds the same weights",
+    ),
+    "a tokenizer cut short": (
+        "meta 1 shard",
+        lambda f: (f / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>"),
+        "tokenizer.model",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["convert", "onnx"])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attacks_are_refused_before_any_output(tmp_path, attack, command):
+    layout, damage, words = ATTACKS[attack]
+    source = LAYOUTS[layout][1](tmp_path / "source")
+    damage(source)
+    result = CliRunner().invoke(main, [command, str(source), str(tmp_path / "out")])
+    assert (result.exit_code, result.stdout) == (2, "")
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert words in error
+    assert hint.startswith("hint: ")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -7,6 +7,7 @@
 ``Session`` underneath maps token ids to logits.
 """
 
+from llama_runtime.batch import Batch, Request
 from llama_runtime.cache import KVCache
 from llama_runtime.chat_template import ChatTemplate
 from llama_runtime.conversation import Conversation
@@ -33,6 +34,7 @@ from llama_runtime.session import Session, open_session
 from llama_runtime.tokenizer import Tokenizer, open_tokenizer
 
 __all__ = [
+    "Batch",
     "CacheError",
     "ChatError",
     "ChatTemplate",
@@ -49,6 +51,7 @@ __all__ = [
     "Piece",
     "PrefixCache",
     "PromptError",
+    "Request",
     "SamplingOptions",
     "SelftestError",
     "SelftestReport",

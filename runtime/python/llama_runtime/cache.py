@@ -5,13 +5,15 @@ B rows, T new tokens, P past tokens, K kv heads, D head_dim, V vocabulary, C cap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llama_runtime.errors import PromptError
+from llama_runtime.errors import PromptError, SessionError
 
 if TYPE_CHECKING:
     from llama_runtime.manifest import Cache
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class KVCache:
-    """One conversation's cache; made by ``Session.new_cache``, used by one caller at a time.
+    """One conversation's cache; made by ``Session.new_cache``, used by one thread at a time.
 
     Attributes:
         rows: B.
@@ -38,6 +40,18 @@ class KVCache:
     tensors: list[Any]
     length: int = 0
     step: Step | None = field(default=None, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the cache for one run; SessionError where another thread holds it."""
+        if not self._lock.acquire(blocking=False):
+            hint = "give every thread a cache of its own; the session may be shared"
+            raise SessionError("the cache is in use by another thread", hint)
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def require_room(self, tokens: int) -> None:
         """Raise PromptError unless ``tokens`` more positions fit; a write beyond C would corrupt a row."""
@@ -64,6 +78,10 @@ class KVCache:
                 self.tensors.append(new)
         self.capacity, self.step = capacity, None
 
+    def arrays(self) -> list[np.ndarray]:
+        """``tensors`` as NumPy arrays, shared in place and copied when growing."""
+        return [tensor if isinstance(tensor, np.ndarray) else tensor.numpy() for tensor in self.tensors]
+
     def select_rows(self, rows: Sequence[int]) -> None:
         """Make row i what row ``rows[i]`` is now; another number of rows makes the cache anew."""
         L = self.length
@@ -71,7 +89,7 @@ class KVCache:
             for tensor in self.tensors:
                 tensor[:, :, :L] = tensor[rows, :, :L]
             return
-        arrays = [tensor if isinstance(tensor, np.ndarray) else tensor.numpy() for tensor in self.tensors]
+        arrays = self.arrays()
         if self.in_place:
             self.tensors = [np.zeros((len(rows), *array.shape[1:]), array.dtype) for array in arrays]
             for new, old in zip(self.tensors, arrays, strict=True):
@@ -99,6 +117,12 @@ def _first_positions(tensor: Any, length: int) -> Any:
     if isinstance(tensor, np.ndarray):
         return np.ascontiguousarray(tensor[:, :, :length])
     return tensor if tensor.shape()[2] == length else np.ascontiguousarray(tensor.numpy()[:, :, :length])
+
+
+def position_bytes(shape: Cache) -> int:
+    """Memory of one position of one row, keys and values of all layers."""
+    values = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
+    return values * np.dtype(shape.dtype).itemsize
 
 
 def cache_names(shape: Cache) -> tuple[list[str], list[str]]:

@@ -10,10 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from llama_runtime.batch import run_batch
 from llama_runtime.beam import BeamSearch
 from llama_runtime.chat_template import ChatTemplate, Message, choose_template
 from llama_runtime.conversation import Conversation, Overflow
-from llama_runtime.errors import ManifestError, OptionError, PromptError, TokenizerError
+from llama_runtime.errors import (
+    LlamaRuntimeError,
+    ManifestError,
+    OptionError,
+    PromptError,
+    TokenizerError,
+)
 from llama_runtime.generation import Generation, Piece, Timings
 from llama_runtime.manifest import Manifest, check_structure, read_manifest
 from llama_runtime.options import SamplingOptions
@@ -127,6 +134,30 @@ class Generator:
             return self._search(row, prompt)
         seeds = [(row.seed + i) % (1 << 64) for i in range(options.num_return_sequences)]
         return tuple(self.run(self.new_row(prompt, options, seed)) for seed in seeds)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        options: SamplingOptions | Sequence[SamplingOptions] | None = None,
+        *,
+        rows: int = 8,
+        max_cache_bytes: int | None = None,
+    ) -> list[Generation | LlamaRuntimeError]:
+        """Generate for many prompts at once; each gets what it would get alone.
+
+        Args:
+            prompts: Of any lengths.
+            options: For all, or one for each.
+            rows: The most that run at a time.
+            max_cache_bytes: As for ``Batch``.
+
+        Returns:
+            For each prompt, in order, its generation or the error that it alone ended with.
+
+        Raises:
+            OptionError: Not as many options as prompts, or a cap that not even one row fits.
+        """
+        return run_batch(self, prompts, options, rows=rows, max_cache_bytes=max_cache_bytes)
 
     def check_prompt(self, prompt: Prompt, options: SamplingOptions) -> list[int]:
         """Turn the prompt into tokens and refuse what cannot be generated, before any work.

@@ -23,7 +23,11 @@ LOG_ERRORS_ONLY = 3
 
 
 class Session:
-    """A loaded graph; it holds no conversation, so threads may share it, each with its own cache."""
+    """A loaded graph: NumPy in, NumPy out.
+
+    It holds no conversation, so any number of threads may share it, each with caches of its own; a cache
+    that two threads use at once is refused.
+    """
 
     def __init__(self, inference: Any, manifest: Manifest) -> None:
         self._inference = inference
@@ -68,36 +72,44 @@ class Session:
 
         Raises:
             PromptError: No token, an unknown one, a wrong shape, or no room in the cache.
-            SessionError: ONNX Runtime failed.
+            SessionError: ONNX Runtime failed, or another thread uses the cache.
         """
-        T = self._check_tokens(token_ids, 2, cache)
-        # GroupQueryAttention refuses a past together with B > 1 and T > 1: there, row by row.
-        groups = 1 if not cache.in_place else cache.rows
-        logits = [
-            self._prefill_rows(rows, group * len(rows), cache, all_logits, chunk_tokens)
-            for group, rows in enumerate(np.split(token_ids, groups))
-        ]
-        cache.length += T
-        return np.concatenate(logits) if groups > 1 else logits[0]
+        with cache.in_use():
+            T = self._check_tokens(token_ids, 2, cache)
+            # GroupQueryAttention refuses a past together with B > 1 and T > 1: there, row by row.
+            groups = 1 if not cache.in_place else cache.rows
+            logits = [
+                self._prefill_rows(rows, group * len(rows), cache, all_logits, chunk_tokens)
+                for group, rows in enumerate(np.split(token_ids, groups))
+            ]
+            cache.length += T
+            return np.concatenate(logits) if groups > 1 else logits[0]
 
-    def decode(self, token_ids: np.ndarray, cache: KVCache) -> np.ndarray:
+    def decode(self, token_ids: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None) -> np.ndarray:
         """Read one token a row and return the logits that follow it.
 
         Args:
             token_ids: [B] int64.
             cache: From ``new_cache``; advanced by 1.
+            lengths: [B] int64, how many positions each row holds, where they differ; the longest holds
+                ``cache.length``. Rows begin together in place (``manifest.cache.in_place``), and end
+                together in a cache that grows.
 
         Returns:
             [B, V] float32.
 
         Raises:
             PromptError: An unknown token, a wrong shape, or no room in the cache.
-            SessionError: ONNX Runtime failed.
+            SessionError: ONNX Runtime failed, or another thread uses the cache.
         """
-        self._check_tokens(token_ids, 1, cache)
-        logits = self._run(StepShape(0, cache.rows, 1, 1), token_ids[:, None], cache)  # [B, 1, V]
-        cache.length += 1
-        return logits[:, -1].copy()
+        with cache.in_use():
+            self._check_tokens(token_ids, 1, cache)
+            if lengths is not None:
+                _check_lengths(lengths, cache)
+            shape = StepShape(0, cache.rows, 1, 1)
+            logits = self._run(shape, token_ids[:, None], cache, lengths)  # [B, 1, V]
+            cache.length += 1
+            return logits[:, -1].copy()
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph itself, as any user of ONNX Runtime would: all inputs in, all outputs out.
@@ -134,11 +146,13 @@ class Session:
             cache.length = past
         return np.concatenate(chunks, axis=1) if all_logits else logits[:, -1].copy()
 
-    def _run(self, shape: StepShape, token_ids: np.ndarray, cache: KVCache) -> np.ndarray:
+    def _run(
+        self, shape: StepShape, token_ids: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None
+    ) -> np.ndarray:
         if cache.step is None or cache.step.shape != shape:
             cache.step = Step(self._inference, self.manifest, cache, shape)
         try:
-            return cache.step.run(token_ids, cache)
+            return cache.step.run(token_ids, cache, lengths)
         except Exception as error:  # ONNX Runtime's exceptions share no other base.
             raise SessionError(f"ONNX Runtime cannot run the graph: {_first_line(error)}") from error
 
@@ -156,6 +170,18 @@ class Session:
             raise PromptError(f"token id {low if low < 0 else high}, the vocabulary is 0 to {V - 1}")
         cache.require_room(T)
         return T
+
+
+def _check_lengths(lengths: np.ndarray, cache: KVCache) -> None:
+    if lengths.shape != (cache.rows,) or lengths.dtype != np.int64:
+        raise PromptError(
+            f"lengths are {lengths.dtype} {list(lengths.shape)}, needs int64 [{cache.rows}], one a row"
+        )
+    if int(lengths.max()) != cache.length or int(lengths.min()) < 0:
+        raise PromptError(
+            f"lengths are {int(lengths.min())} to {int(lengths.max())}, the longest needs {cache.length}, "
+            "which the cache holds"
+        )
 
 
 def open_session(

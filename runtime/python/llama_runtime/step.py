@@ -47,6 +47,7 @@ class Step:
         self._position_ids = np.zeros((B, T), np.int64)
         # Any [B, S] mask of ones is a prefix of this buffer.
         self._ones = np.ones(B * cache.capacity, np.int64)
+        self._mask = self._ones
         self._keep = np.array([shape.num_logits_to_keep], np.int64)
         optional = [spec.name for spec in manifest.optional_inputs]
         kept = shape.num_logits_to_keep if "num_logits_to_keep" in optional else 0
@@ -62,20 +63,26 @@ class Step:
         if cache.in_place:
             self._bind_buffers(cache)
 
-    def run(self, token_ids: np.ndarray, cache: KVCache) -> np.ndarray:
+    def run(self, token_ids: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None) -> np.ndarray:
         """Run the graph on the next tokens; ``cache.length`` stays for the caller to advance.
 
         Args:
             token_ids: [B, T] int64.
             cache: The one this step was made for.
+            lengths: [B] int64, how many positions each row has, where they differ; T is 1 then.
 
         Returns:
             [B, N, V] float32, N the positions kept; overwritten by the next run.
         """
         B, T, P = self.shape.rows, self.shape.tokens, cache.length
         self._token_ids[...] = token_ids
-        self._position_ids[...] = np.arange(P, P + T)
-        self._binding.bind_input("attention_mask", *CPU, np.int64, (B, P + T), self._ones.ctypes.data)
+        if lengths is None:
+            self._position_ids[...] = np.arange(P, P + T)
+            self._binding.bind_input("attention_mask", *CPU, np.int64, (B, P + T), self._ones.ctypes.data)
+        else:
+            self._position_ids[...] = lengths[:, None]
+            self._mask = ragged_mask(lengths + 1, None if cache.in_place else P + 1)
+            self._bind_input("attention_mask", self._mask)
         if not cache.in_place:
             self._bind_grown(cache)
         self._inference.run_with_iobinding(self._binding)
@@ -104,3 +111,19 @@ class Step:
 
     def _bind_output(self, name: str, array: np.ndarray) -> None:
         self._binding.bind_output(name, *CPU, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def ragged_mask(lengths: np.ndarray, width: int | None) -> np.ndarray:
+    """The attention mask of rows that are not equally long.
+
+    Args:
+        lengths: [B] int64, positions of each row, the new one included.
+        width: S of a growing cache, whose rows end together; None in place, where rows begin together.
+
+    Returns:
+        [B, S] int64.
+    """
+    slots = np.arange(int(lengths.max()) if width is None else width)
+    seen = slots < lengths[:, None] if width is None else slots >= width - lengths[:, None]
+    mask: np.ndarray = seen.astype(np.int64)
+    return mask

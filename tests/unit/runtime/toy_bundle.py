@@ -189,7 +189,7 @@ def _model(weights: dict[str, np.ndarray], attention: str) -> onnx.ModelProto:
         "heads": np.array([0, 0, H, D]),
         "kv_heads": np.array([0, 0, K, D]),
         "flat": np.array([0, 0, H * D]),
-        "last_axis": np.array([2]),
+        "mask_axes": np.array([1, 2]),
     }
     nodes = [helper.make_node("Gather", ["embed", "input_ids"], ["x.0"])]
     nodes += _flash_prologue() if attention == "flash" else _sdpa_prologue()
@@ -264,10 +264,16 @@ def _sdpa_prologue() -> list[onnx.NodeProto]:
     return [
         helper.make_node("Shape", ["attention_mask"], ["mask_shape"]),
         helper.make_node("Gather", ["mask_shape", "scalar_one"], ["total"]),
+        helper.make_node("Shape", ["input_ids"], ["ids_shape"]),
+        helper.make_node("Gather", ["ids_shape", "scalar_one"], ["new"]),
         helper.make_node("Range", ["scalar_zero", "total", "scalar_one"], ["slots"]),
-        helper.make_node("Unsqueeze", ["position_ids", "last_axis"], ["positions"]),
-        helper.make_node("LessOrEqual", ["slots", "positions"], ["causal"]),
-        helper.make_node("Unsqueeze", ["causal", "one"], ["mask"]),
+        helper.make_node("Sub", ["total", "new"], ["first_new"]),
+        helper.make_node("Range", ["first_new", "total", "scalar_one"], ["new_slots"]),
+        helper.make_node("Unsqueeze", ["new_slots", "one"], ["queries"]),
+        helper.make_node("LessOrEqual", ["slots", "queries"], ["causal"]),
+        helper.make_node("Cast", ["attention_mask"], ["tokens"], to=TensorProto.BOOL),
+        helper.make_node("Unsqueeze", ["tokens", "mask_axes"], ["seen"]),
+        helper.make_node("And", ["causal", "seen"], ["mask"]),
     ]
 
 

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import tarfile
-import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import environments
+from environments import ONNXRUNTIME, InstallError, python
+
 WORKERS = Path(__file__).parent / "workers"
 
-# Alone and first: any later requirement would bring the newest torch with gigabytes of CUDA.
-TORCH = "torch==2.13.0"
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 # The checkpoints are local: nobody has a reason to ask a hub, and a time-out would be measured.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 LLAMA_CPP_FILES = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/")
-
-
-class PeerError(Exception):
-    """A peer cannot be installed; it appears in the results as such."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,6 @@ def _llama_cpp(env: Path, checkpoint: Path, output: Path) -> list[str | Path]:
     return [python(env), script, checkpoint, "--outtype", "f32", "--outfile", output / "model.gguf"]
 
 
-ONNXRUNTIME = "onnxruntime==1.32.0"
 GENAI = Peer(
     "onnxruntime-genai",
     ("onnxruntime-genai==0.18.0", ONNXRUNTIME, "transformers==5.23.0", "onnx==1.23.2", "onnx-ir==1.1.0"),
@@ -74,7 +67,7 @@ GENAI = Peer(
 )
 OPTIMUM = Peer(
     "optimum-onnx",
-    ("optimum-onnx==0.1.0", ONNXRUNTIME, "transformers<4.58", "onnx==1.23.2"),
+    environments.OPTIMUM,
     ("optimum-onnx", "onnxruntime", "transformers", "torch"),
     _optimum,
     "generate_optimum.py",
@@ -102,11 +95,6 @@ LLAMACPP = Peer(
 PEERS = (GENAI, OPTIMUM, TRANSFORMERS, LLAMACPP)
 
 
-def python(env: Path) -> Path:
-    """An environment's interpreter."""
-    return env / "bin" / "python"
-
-
 def install(peer: Peer, cache: Path) -> Path:
     """Make a peer's environment, unless it is there with the same requirements.
 
@@ -118,22 +106,10 @@ def install(peer: Peer, cache: Path) -> Path:
         The environment's folder.
 
     Raises:
-        PeerError: With the line of pip that says why.
+        InstallError: With the line of pip that says why.
     """
-    env, mark = cache / peer.name, cache / peer.name / "ready.json"
-    wanted = json.dumps([TORCH, *peer.requirements, *([LLAMA_CPP] if peer is LLAMACPP else [])])
-    if mark.is_file() and mark.read_text() == wanted:
-        return env
-    print(f"installing {peer.name} into {env}", file=sys.stderr)
-    venv.create(env, clear=True, with_pip=True)
-    constraints = env / "constraints.txt"
-    constraints.write_text(TORCH + "\n")
-    _pip(env, ["install", TORCH, "numpy"])
-    _pip(env, ["install", "--constraint", constraints, *peer.requirements])
-    if peer is LLAMACPP:
-        _fetch_llama_cpp(env)
-    mark.write_text(wanted)
-    return env
+    extra = (LLAMA_CPP, _fetch_llama_cpp) if peer is LLAMACPP else None
+    return environments.make(peer.name, peer.requirements, cache, extra=extra)
 
 
 def versions(peer: Peer, env: Path) -> dict[str, str]:
@@ -145,7 +121,7 @@ def versions(peer: Peer, env: Path) -> dict[str, str]:
 
 
 def _fetch_llama_cpp(env: Path) -> None:
-    _pip(env, ["download", LLAMA_CPP, "--no-deps", "--no-binary", ":all:", "--dest", env / "download"])
+    environments.pip(env, ["download", LLAMA_CPP, "--no-deps", "--no-binary", ":all:", "--dest", env / "download"])
     archive = next((env / "download").glob("*.tar.gz"))
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -154,10 +130,3 @@ def _fetch_llama_cpp(env: Path) -> None:
                 member.name = inner
                 tar.extract(member, env / "llama.cpp", filter="data")
 
-
-def _pip(env: Path, arguments: Sequence[str | Path]) -> None:
-    command = [python(env), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()
-        raise PeerError((lines or ["pip failed"])[-1][:200])

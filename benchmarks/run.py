@@ -18,10 +18,10 @@ import peers
 import speed
 import tracing
 from checkpoints import SHAPES, make_checkpoint
+from environments import CACHE, InstallError
 from report import markdown
 from rounds import Outcome
 
-CACHE = Path("~/.cache/llama-export-bench").expanduser()
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = ("tracing", "conversion", "speed", "layouts")
 NEED_PEERS = {"conversion", "speed"}
@@ -113,7 +113,7 @@ def install(options: argparse.Namespace) -> tuple[dict[peers.Peer, Path], dict[p
             continue
         try:
             environments[peer] = peers.install(peer, options.cache)
-        except (peers.PeerError, OSError) as error:
+        except (InstallError, OSError) as error:
             missing[peer] = f"not installed: {error}"
             print(f"{peer.name}: {missing[peer]}", file=sys.stderr)
     return environments, missing

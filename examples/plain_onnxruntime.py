@@ -1,0 +1,40 @@
+"""A bundle with ONNX Runtime alone, to copy: ``python plain_onnxruntime.py BUNDLE "Once upon a time" 64``.
+
+Needs ``pip install onnxruntime numpy tokenizers``. Greedy, one prompt, text as it comes.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+bundle, prompt, new_tokens = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+tokenizer.encode_special_tokens = True  # "<s>" in a prompt is three characters
+session = onnxruntime.InferenceSession(bundle / manifest["model"]["path"])
+
+cache = manifest["cache"]
+empty = np.zeros((1, cache["num_key_value_heads"], 0, cache["head_dim"]), cache["dtype"])  # [B, K, P, D]
+past = {item["name"]: empty for item in manifest["inputs"] if item["name"].startswith("past_")}
+opening = [manifest["tokens"]["bos_token_id"]] if manifest["tokenizer"]["add_bos"] else []
+ids = tokens = opening + tokenizer.encode(prompt, add_special_tokens=False).ids
+shown = tokenizer.decode(tokens)
+for _ in range(new_tokens):
+    feeds = {
+        "input_ids": np.array([ids]),  # [1, T]
+        "attention_mask": np.ones((1, len(tokens)), np.int64),  # [1, S]
+        "position_ids": np.arange(len(tokens) - len(ids), len(tokens))[None],  # [1, T]
+    }
+    logits, *present = session.run(None, feeds | past)  # [1, T, V], then each layer's keys and values
+    past, ids = dict(zip(past, present, strict=True)), [int(logits[0, -1].argmax())]
+    if ids[0] in manifest["tokens"]["eos_token_ids"]:
+        break
+    tokens = tokens + ids
+    text = tokenizer.decode(tokens)
+    if not text.endswith("\ufffd"):  # a character is complete
+        print(text[len(shown) :], end="", flush=True)
+        shown = text

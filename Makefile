@@ -2,7 +2,8 @@
 #
 #   make demo      set up, export the demo checkpoint, verify it, print text
 #   make test      set up for development, lint, types, all tests that guard the code
-#   make test-all  the long tests too
+#   make test-all  the long tests too, in other people's runtimes and in Chromium (both are set up where they can be)
+#   make web       the libraries of the browser page (runtime/web), with npm
 #   make check     lint and types alone
 #   make bench     ours against peers, on a quiet machine (benchmarks/README.md)
 #   make clean     remove .venv and what was built
@@ -17,10 +18,10 @@ TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-SOURCES := exporter runtime/python recipes tests benchmarks
+SOURCES := exporter runtime/python runtime/web recipes tests benchmarks examples
 DEMO := artifacts/tiny
 
-.PHONY: demo setup test test-all check format bench clean
+.PHONY: demo setup web programs test test-all check format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,8 +40,24 @@ setup: $(VENV)/.dev-ready
 test: check
 	@$(BIN)/python -m pytest -q -m "not long"
 
-test-all: check
+test-all: check programs
 	@$(BIN)/python -m pytest -q
+
+web: runtime/web/node_modules/.ready
+
+runtime/web/node_modules/.ready: runtime/web/package-lock.json
+	@command -v npm >/dev/null || { echo "error: npm not found; install Node.js 18 or newer"; exit 2; }
+	@echo "set-up: onnxruntime-web and tokenizers into runtime/web/node_modules (150 MB, of which a browser loads 15)"
+	@cd runtime/web && npm ci --silent
+	@cp runtime/web/package-lock.json $@
+
+# What the long tests drive. Where it can be neither found nor installed, those tests are skipped and say so.
+programs:
+	@for need in chromium npm; do \
+		command -v $$need >/dev/null && continue; \
+		echo "set-up: $$need, with apt-get"; \
+		{ apt-get update && apt-get install -y $$need; } >/dev/null 2>&1 || echo "$$need cannot be installed here"; \
+	done
 
 check: $(VENV)/.dev-ready
 	@$(BIN)/ruff check $(SOURCES)
@@ -72,5 +89,5 @@ $(VENV)/.dev-ready: $(VENV)/.run-ready
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache runtime/web/node_modules tests/other_runtimes/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import environments
-from environments import ONNXRUNTIME, InstallError, python
+from environments import ONNXRUNTIME, python
 
 WORKERS = Path(__file__).parent / "workers"
 
@@ -121,7 +121,9 @@ def versions(peer: Peer, env: Path) -> dict[str, str]:
 
 
 def _fetch_llama_cpp(env: Path) -> None:
-    environments.pip(env, ["download", LLAMA_CPP, "--no-deps", "--no-binary", ":all:", "--dest", env / "download"])
+    environments.pip(
+        env, ["download", LLAMA_CPP, "--no-deps", "--no-binary", ":all:", "--dest", env / "download"]
+    )
     archive = next((env / "download").glob("*.tar.gz"))
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -129,4 +131,3 @@ def _fetch_llama_cpp(env: Path) -> None:
             if inner.startswith(LLAMA_CPP_FILES):
                 member.name = inner
                 tar.extract(member, env / "llama.cpp", filter="data")
-

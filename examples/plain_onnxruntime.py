@@ -1,6 +1,6 @@
 """A bundle with ONNX Runtime alone, to copy: ``python plain_onnxruntime.py BUNDLE "Once upon a time" 64``.
 
-Needs ``pip install onnxruntime numpy tokenizers``. Greedy, one prompt, text as it comes.
+Greedy, one prompt, text as it comes; needs ``pip install onnxruntime numpy tokenizers``.
 """
 
 import json
@@ -15,6 +15,7 @@ bundle, prompt, new_tokens = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
 tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
 tokenizer.encode_special_tokens = True  # "<s>" in a prompt is three characters
+onnxruntime.set_default_logger_severity(3)  # it warns that num_logits_to_keep may be overridden, as is meant
 session = onnxruntime.InferenceSession(bundle / manifest["model"]["path"])
 
 cache = manifest["cache"]

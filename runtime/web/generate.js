@@ -70,7 +70,7 @@ function checkOptions({ temperature, topK, topP, seed, maxNewTokens }) {
     [!(Number.isFinite(temperature) && temperature >= 0), `temperature is ${temperature}, needs a number of at least 0`],
     [!(Number.isInteger(topK) && topK >= 0), `top-k is ${topK}, needs a whole number of at least 0, which is all`],
     [!(topP > 0 && topP <= 1), `top-p is ${topP}, needs more than 0 and at most 1`],
-    [!(seed >= 0n && seed < 1n << 64n), `seed is ${seed}, needs 0 to 2^64 - 1`],
+    [!(typeof seed === "bigint" && seed < 1n << 64n), `seed is ${seed}, needs 0 to 2^64 - 1`],
     [!(Number.isInteger(maxNewTokens) && maxNewTokens >= 1), `new tokens is ${maxNewTokens}, needs a whole number of at least 1`],
   ];
   for (const [broken, message] of refused) if (broken) throw new PageError(message);

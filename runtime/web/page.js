@@ -9,6 +9,7 @@ const VECTOR_MODULE = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0,
 const $ = (id) => document.getElementById(id);
 const base = new URL(new URLSearchParams(location.search).get("bundle") ?? "bundle/", location.href);
 if (!base.pathname.endsWith("/")) base.pathname += "/";
+const bundleName = decodeURIComponent(base.pathname.split("/").at(-2)) || "bundle";
 
 let worker = null;
 
@@ -25,8 +26,9 @@ const answers = {
 
   ready({ manifest, threads }) {
     const positions = manifest.limits.max_position_embeddings;
-    $("name").textContent = new URLSearchParams(location.search).get("name") ?? document.title;
-    $("facts").textContent = `${manifest.precision} weights, ${manifest.attention} attention, ${positions} positions; in this page alone, on ${threads} thread${threads > 1 ? "s" : ""}: nothing you type leaves it`;
+    $("name").textContent = bundleName;
+    document.title = `${bundleName} - llama-export`;
+    $("facts").textContent = `${manifest.precision} weights, ${positions} positions, ${threads} thread${threads > 1 ? "s" : ""}. It runs in this page: nothing you type leaves it.`;
     $("loading").hidden = true;
     busy(false);
   },
@@ -91,7 +93,7 @@ function submit(event) {
     temperature,
     topK: number("top-k"),
     topP: number("top-p"),
-    seed: BigInt(/^\d+$/.test(seed) ? seed : -1),
+    seed: /^\d+$/.test(seed) ? BigInt(seed) : seed,
     maxNewTokens: number("max-new-tokens"),
   };
   $("result").dataset.seed = temperature === 0 ? "" : seed;
@@ -112,6 +114,7 @@ function show(prompt, text) {
   $("output-prompt").textContent = prompt;
   $("output-text").textContent = text;
   $("figures").textContent = "";
+  $("result").scrollIntoView({ block: "nearest" });
 }
 
 function alert(message, hint) {

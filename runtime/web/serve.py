@@ -7,6 +7,7 @@ files that the bundle's manifest lists; nothing else, and by default to this mac
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -14,7 +15,7 @@ from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 HERE = Path(__file__).resolve().parent
 LIBRARIES = ("node_modules/onnxruntime-web/dist", "node_modules/@huggingface/tokenizers/dist")
@@ -34,7 +35,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     # Nothing is loaded from, and nothing sent to, any other place.
     "Content-Security-Policy": "default-src 'self' data:; script-src 'self' 'wasm-unsafe-eval'; "
-    "worker-src 'self' blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "worker-src 'self' blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     # An export in the same place must be seen by the next reload.
@@ -72,10 +74,16 @@ def served_files(bundle: Path, page: Path = HERE) -> dict[str, Path]:
     own = [path for path in page.iterdir() if path.suffix in (".html", ".css", ".js")]
     libraries = [path for name in LIBRARIES for path in (page / name).glob("*") if path.suffix in TYPES]
     if len({path.parent for path in libraries}) < len(LIBRARIES):
-        raise ServeError(f"{page / 'node_modules'}: the page's libraries are not installed\nhint: run make web")
+        raise ServeError(
+            f"{page / 'node_modules'}: the page's libraries are not installed\nhint: run make web"
+        )
     files = {"/" + path.relative_to(page).as_posix(): path for path in [*own, *libraries]}
-    files |= {f"/bundle/{path}": bundle / path for path in [MANIFEST_NAME, *listed]}
-    return files | {"/": page / "index.html"}
+    return files | {f"{address(bundle)}{path}": bundle / path for path in [MANIFEST_NAME, *listed]}
+
+
+def address(bundle: Path) -> str:
+    """Where a bundle's files stand on the server; the page takes the bundle's name from it."""
+    return f"/bundle/{bundle.resolve().name or 'root'}/"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -84,8 +92,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "llama-export", ""
 
-    def __init__(self, files: dict[str, Path], hosts: frozenset[str], *arguments: object) -> None:
-        self.files, self.hosts = files, hosts
+    def __init__(self, files: dict[str, Path], start: str, hosts: frozenset[str], *arguments: object) -> None:
+        self.files, self.start, self.hosts = files, start, hosts
         super().__init__(*arguments)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
@@ -100,6 +108,12 @@ class Handler(BaseHTTPRequestHandler):
         # Another site's script may reach this port under that site's name; it gets nothing.
         if self.hosts and urlsplit(f"//{self.headers.get('Host', '')}").hostname not in self.hosts:
             self.send_error(HTTPStatus.FORBIDDEN, "unknown host name")
+            return
+        if self.path == "/":
+            self.send_response(HTTPStatus.FOUND)
+            self.send_header("Location", self.start)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         path = self.files.get(unquote(urlsplit(self.path).path))
         try:
@@ -131,19 +145,23 @@ class Handler(BaseHTTPRequestHandler):
         print(f"{self.path}: {format % arguments}", file=sys.stderr)
 
 
-def make_server(bundle: Path, host: str = "127.0.0.1", port: int = 8000) -> ThreadingHTTPServer:
+def make_server(
+    bundle: Path, host: str = "127.0.0.1", port: int = 8000, page: Path = HERE
+) -> ThreadingHTTPServer:
     """A server that is bound but does not serve yet.
 
     Args:
         bundle: The folder that holds ``manifest.json``.
         host: Where to listen; names of this machine alone are answered unless it is another address.
         port: 0 takes a free one.
+        page: The folder of the page.
 
     Raises:
         ServeError: No bundle, no libraries, or the port is taken.
     """
     local = frozenset({"127.0.0.1", "localhost", "::1"})
-    handler = partial(Handler, served_files(bundle), local if host in local else frozenset())
+    start = f"/index.html?bundle={quote(address(bundle)[1:])}"
+    handler = partial(Handler, served_files(bundle, page), start, local if host in local else frozenset())
     try:
         return ThreadingHTTPServer((host, port), handler)
     except OSError as error:
@@ -156,19 +174,18 @@ def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(description="Serve the page and a bundle on this machine.")
     parser.add_argument("bundle", type=Path, help="the folder that llama-export onnx wrote")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
     options = parser.parse_args()
     try:
         server = make_server(options.bundle, options.host, options.port)
     except ServeError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     with server:
         print(f"http://{options.host}:{server.server_port}/  (Ctrl-C ends it)", flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
-        except KeyboardInterrupt:
-            pass
 
 
 if __name__ == "__main__":

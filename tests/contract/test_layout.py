@@ -19,6 +19,11 @@ FILES = [
     ".ci/run",
     "artifacts/.gitkeep",
     "runtime/FORMAT.md",
+    "runtime/OTHER_RUNTIMES.md",
+    "runtime/web/README.md",
+    "runtime/web/index.html",
+    "runtime/web/serve.py",
+    "examples/plain_onnxruntime.py",
     "recipes/tiny/README.md",
     "tests/allowed_skips.txt",
 ]
@@ -29,14 +34,17 @@ FOLDERS = [
     ),
     "exporter/llama_export/graph/passes",
     "runtime/python/llama_runtime",
+    "runtime/web",
+    "examples",
     "recipes/tiny/checkpoint",
     "benchmarks",
     "tests/unit",
     "tests/parity",
     "tests/contract",
+    "tests/other_runtimes",
 ]
 # Rooms that DESIGN.md has and that later work fills.
-LATER = {"engine", "cpp", "kernels", "web"}
+LATER = {"engine", "cpp", "kernels"}
 TOP = {
     *(
         "pyproject.toml",
@@ -48,7 +56,7 @@ TOP = {
         ".ci",
         ".gitignore",
     ),
-    *("exporter", "runtime", "recipes", "benchmarks", "tests", "artifacts"),
+    *("exporter", "runtime", "examples", "recipes", "benchmarks", "tests", "artifacts"),
 }
 NO_ROOM = re.compile(r"(utils?|helpers?|common|misc)(\.py)?")
 
@@ -78,13 +86,13 @@ def test_nothing_stands_outside_a_room():
     rooms = {path.parts[2] for path in files if path.parts[:1] == ("exporter",) and len(path.parts) > 3}
     assert rooms <= {Path(name).name for name in FOLDERS} | LATER
     halves = {path.parts[1] for path in files if path.parts[0] == "runtime" and len(path.parts) > 2}
-    assert halves <= {"python"} | LATER
+    assert halves <= {"python", "web"} | LATER
     assert {path.parts[1] for path in files if path.parts[0] == "artifacts"} == {".gitkeep"}
 
 
 def test_unit_tests_mirror_the_tree():
     rooms = {path.name for path in (REPO / "exporter/llama_export").iterdir() if path.is_dir()}
-    others = {"runtime", "recipes"}
+    others = {"runtime", "recipes", "web"}
     assert {path.name for path in (REPO / "tests/unit").iterdir() if path.is_dir()} - {"__pycache__"} <= (
         rooms | others | LATER
     )

@@ -1,8 +1,6 @@
-"""A bundle with ONNX Runtime alone, to copy: ``python plain_onnxruntime.py BUNDLE "Once upon a time" 64``.
+"""A bundle with ONNX Runtime alone, to copy: ``python plain_onnxruntime.py BUNDLE "Once upon a time" 64``."""
 
-Greedy, one prompt, text as it comes; needs ``pip install onnxruntime numpy tokenizers``.
-"""
-
+# Greedy, one prompt; pip install onnxruntime numpy tokenizers
 import json
 import sys
 from pathlib import Path
@@ -18,8 +16,8 @@ tokenizer.encode_special_tokens = True  # "<s>" in a prompt is three characters
 onnxruntime.set_default_logger_severity(3)  # it warns that num_logits_to_keep may be overridden, as is meant
 session = onnxruntime.InferenceSession(bundle / manifest["model"]["path"])
 
-cache = manifest["cache"]
-empty = np.zeros((1, cache["num_key_value_heads"], 0, cache["head_dim"]), cache["dtype"])  # [B, K, P, D]
+K, D, dtype = (manifest["cache"][key] for key in ("num_key_value_heads", "head_dim", "dtype"))
+empty = np.zeros((1, K, 0, D), dtype)  # [B, K, P, D]
 past = {item["name"]: empty for item in manifest["inputs"] if item["name"].startswith("past_")}
 opening = [manifest["tokens"]["bos_token_id"]] if manifest["tokenizer"]["add_bos"] else []
 ids = tokens = opening + tokenizer.encode(prompt, add_special_tokens=False).ids

@@ -10,7 +10,8 @@ export class PageError extends Error {
   }
 }
 
-const OUT_OF_MEMORY = /out of memory|\boom\b|bad_alloc|allocation failed|failed to allocate|memory access out of bounds/i;
+const OUT_OF_MEMORY =
+  /out of memory|\boom\b|bad_alloc|allocation failed|failed to allocate|memory access out of bounds/i;
 
 /**
  * Turn whatever was thrown into two sentences for the page.

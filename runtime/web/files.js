@@ -20,7 +20,9 @@ export async function fetchBundle(base, onProgress) {
   const files = new Map();
   let before = 0;
   for (const entry of needed) {
-    const bytes = await fetchFile(base, entry, (read) => onProgress({ path: entry.path, done: before + read, total }));
+    const bytes = await fetchFile(base, entry, (read) =>
+      onProgress({ path: entry.path, done: before + read, total }),
+    );
     await checkHash(entry, bytes);
     files.set(entry.path, bytes);
     before += entry.size_bytes;
@@ -40,10 +42,16 @@ async function fetchFile(base, entry, onRead) {
       onRead(Math.min(read, entry.size_bytes));
     }
   } catch (error) {
-    throw new PageError(`${entry.path}: the connection broke after ${read} of ${entry.size_bytes} bytes (${error.message})`, "reload the page");
+    throw new PageError(
+      `${entry.path}: the connection broke after ${read} of ${entry.size_bytes} bytes (${error.message})`,
+      "reload the page",
+    );
   }
   if (read !== entry.size_bytes) {
-    throw new PageError(`${entry.path}: has ${read} bytes, the manifest says ${entry.size_bytes}`, COPY_AGAIN);
+    throw new PageError(
+      `${entry.path}: has ${read} bytes, the manifest says ${entry.size_bytes}`,
+      COPY_AGAIN,
+    );
   }
   return bytes;
 }
@@ -53,11 +61,17 @@ async function request(base, path) {
   try {
     response = await fetch(new URL(path, base));
   } catch (error) {
-    throw new PageError(`${path}: no answer from the server (${error.message})`, "is it still running? start it again and reload the page");
+    throw new PageError(
+      `${path}: no answer from the server (${error.message})`,
+      "is it still running? start it again and reload the page",
+    );
   }
   if (response.ok) return response;
   if (path === MANIFEST_NAME) {
-    throw new PageError(`no bundle at ${base} (${path}: status ${response.status})`, "start the server with the bundle's folder: python runtime/web/serve.py BUNDLE");
+    throw new PageError(
+      `no bundle at ${base} (${path}: status ${response.status})`,
+      "start the server with the bundle's folder: python runtime/web/serve.py BUNDLE",
+    );
   }
   throw new PageError(`${path}: missing from the bundle (status ${response.status})`, COPY_AGAIN);
 }
@@ -68,6 +82,9 @@ async function checkHash(entry, bytes) {
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
   const hex = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
   if (hex !== entry.sha256) {
-    throw new PageError(`${entry.path}: its SHA-256 is ${hex.slice(0, 12)}..., the manifest says ${entry.sha256.slice(0, 12)}...`, COPY_AGAIN);
+    throw new PageError(
+      `${entry.path}: its SHA-256 is ${hex.slice(0, 12)}..., the manifest says ${entry.sha256.slice(0, 12)}...`,
+      COPY_AGAIN,
+    );
   }
 }

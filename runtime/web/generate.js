@@ -26,7 +26,8 @@ import { TextStream } from "./streaming.js";
 export function checkPrompt(manifest, tokenizer, prompt, options) {
   checkOptions(options);
   const tokens = tokenizer.encode(prompt);
-  if (!tokens.length) throw new PageError("the prompt is empty, and the model has no token that opens a text");
+  if (!tokens.length)
+    throw new PageError("the prompt is empty, and the model has no token that opens a text");
   const limit = manifest.limits.max_position_embeddings;
   const wanted = tokens.length + options.maxNewTokens;
   if (wanted > limit) {
@@ -50,7 +51,9 @@ export function checkPrompt(manifest, tokenizer, prompt, options) {
  */
 export async function* stream(session, tokenizer, promptTokens, options) {
   const { vocabulary } = tokenizer;
-  const text = new TextStream(vocabulary, { opensText: promptTokens.every((token) => vocabulary.specialIds.has(token)) });
+  const text = new TextStream(vocabulary, {
+    opensText: promptTokens.every((token) => vocabulary.specialIds.has(token)),
+  });
   session.newCache();
   let logits = await session.prefill(promptTokens);
   for (let index = 0; index < options.maxNewTokens; index++) {
@@ -67,11 +70,20 @@ export async function* stream(session, tokenizer, promptTokens, options) {
 
 function checkOptions({ temperature, topK, topP, seed, maxNewTokens }) {
   const refused = [
-    [!(Number.isFinite(temperature) && temperature >= 0), `temperature is ${temperature}, needs a number of at least 0`],
-    [!(Number.isInteger(topK) && topK >= 0), `top-k is ${topK}, needs a whole number of at least 0, which is all`],
+    [
+      !(Number.isFinite(temperature) && temperature >= 0),
+      `temperature is ${temperature}, needs a number of at least 0`,
+    ],
+    [
+      !(Number.isInteger(topK) && topK >= 0),
+      `top-k is ${topK}, needs a whole number of at least 0, which is all`,
+    ],
     [!(topP > 0 && topP <= 1), `top-p is ${topP}, needs more than 0 and at most 1`],
     [!(typeof seed === "bigint" && seed < 1n << 64n), `seed is ${seed}, needs 0 to 2^64 - 1`],
-    [!(Number.isInteger(maxNewTokens) && maxNewTokens >= 1), `new tokens is ${maxNewTokens}, needs a whole number of at least 1`],
+    [
+      !(Number.isInteger(maxNewTokens) && maxNewTokens >= 1),
+      `new tokens is ${maxNewTokens}, needs a whole number of at least 1`,
+    ],
   ];
   for (const [broken, message] of refused) if (broken) throw new PageError(message);
 }

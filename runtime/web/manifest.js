@@ -9,9 +9,9 @@ const TASK = "text-generation";
 
 // What this runtime reads: a path into the manifest, and its type ("?" where null is allowed).
 const FIELDS = {
-  "precision": "string",
-  "attention": "string",
-  "weights": "string",
+  precision: "string",
+  attention: "string",
+  weights: "string",
   "model.path": "path",
   "cache.num_hidden_layers": "integer",
   "cache.num_key_value_heads": "integer",
@@ -25,9 +25,9 @@ const FIELDS = {
   "limits.vocab_size": "integer",
   "tokens.bos_token_id": "integer?",
   "tokens.eos_token_ids": "list",
-  "tokenizer": "object?",
-  "files": "list",
-  "known_answers": "list",
+  tokenizer: "object?",
+  files: "list",
+  known_answers: "list",
 };
 
 const CHECKS = {
@@ -53,7 +53,10 @@ export function parseManifest(text) {
     throw new PageError(`${MANIFEST_NAME}: not JSON (${error.message})`, "copy the bundle again");
   }
   if (!CHECKS.object(manifest) || manifest.format !== FORMAT) {
-    throw new PageError(`${MANIFEST_NAME}: format is not "${FORMAT}"`, "name the folder of a bundle that llama-export wrote");
+    throw new PageError(
+      `${MANIFEST_NAME}: format is not "${FORMAT}"`,
+      "name the folder of a bundle that llama-export wrote",
+    );
   }
   if (!Number.isInteger(manifest.version) || manifest.version > NEWEST_VERSION) {
     throw new PageError(
@@ -62,15 +65,23 @@ export function parseManifest(text) {
     );
   }
   if (manifest.task !== TASK) {
-    throw new PageError(`${MANIFEST_NAME}: the bundle's task is ${JSON.stringify(manifest.task)}, this page needs "${TASK}"`);
+    throw new PageError(
+      `${MANIFEST_NAME}: the bundle's task is ${JSON.stringify(manifest.task)}, this page needs "${TASK}"`,
+    );
   }
   for (const [path, type] of Object.entries(FIELDS)) checkField(manifest, path, type);
   if (manifest.weights === "beside") {
-    throw new PageError("the bundle's weights stay in its checkpoint's files, which a page cannot open", "export with --weights copy or link");
+    throw new PageError(
+      "the bundle's weights stay in its checkpoint's files, which a page cannot open",
+      "export with --weights copy or link",
+    );
   }
   for (const entry of manifest.files) {
     if (!isPath(entry?.path) || !CHECKS.integer(entry.size_bytes) || !CHECKS.string(entry.sha256)) {
-      throw new PageError(`${MANIFEST_NAME}: ${JSON.stringify(entry)} in files has no path, size_bytes and sha256`, "copy the bundle again");
+      throw new PageError(
+        `${MANIFEST_NAME}: ${JSON.stringify(entry)} in files has no path, size_bytes and sha256`,
+        "copy the bundle again",
+      );
     }
   }
   return manifest;
@@ -87,9 +98,13 @@ export function neededFiles(manifest) {
   const listed = new Map(manifest.files.map((entry) => [entry.path, entry]));
   const wanted = [...(manifest.tokenizer ? ["tokenizer.json"] : []), manifest.model.path];
   for (const path of wanted) {
-    if (!listed.has(path)) throw new PageError(`${MANIFEST_NAME}: files does not list ${path}`, "copy the bundle again");
+    if (!listed.has(path))
+      throw new PageError(`${MANIFEST_NAME}: files does not list ${path}`, "copy the bundle again");
   }
-  return [...wanted.map((path) => listed.get(path)), ...manifest.files.filter((entry) => isData(entry.path, manifest))];
+  return [
+    ...wanted.map((path) => listed.get(path)),
+    ...manifest.files.filter((entry) => isData(entry.path, manifest)),
+  ];
 }
 
 /**
@@ -108,7 +123,10 @@ function checkField(manifest, path, type) {
   for (const key of path.split(".")) value = value?.[key];
   if (value === null && type.endsWith("?")) return;
   if (!CHECKS[type.replace("?", "")](value)) {
-    throw new PageError(`${MANIFEST_NAME}: ${path} is ${JSON.stringify(value) ?? "missing"}, needs ${type.replace("?", " or null")}`, "copy the bundle again");
+    throw new PageError(
+      `${MANIFEST_NAME}: ${path} is ${JSON.stringify(value) ?? "missing"}, needs ${type.replace("?", " or null")}`,
+      "copy the bundle again",
+    );
   }
 }
 

@@ -4,7 +4,39 @@ import { PageError, explain } from "./errors.js";
 
 const MAX_THREADS = 4;
 // The smallest module with a vector instruction: ONNX Runtime needs those.
-const VECTOR_MODULE = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11);
+const VECTOR_MODULE = Uint8Array.of(
+  0,
+  97,
+  115,
+  109,
+  1,
+  0,
+  0,
+  0,
+  1,
+  5,
+  1,
+  96,
+  0,
+  1,
+  123,
+  3,
+  2,
+  1,
+  0,
+  10,
+  10,
+  1,
+  8,
+  0,
+  65,
+  0,
+  253,
+  15,
+  253,
+  98,
+  11,
+);
 
 const $ = (id) => document.getElementById(id);
 const base = new URL(new URLSearchParams(location.search).get("bundle") ?? "bundle/", location.href);
@@ -28,7 +60,8 @@ const answers = {
     const positions = manifest.limits.max_position_embeddings;
     $("name").textContent = bundleName;
     document.title = `${bundleName} - llama-export`;
-    $("facts").textContent = `${manifest.precision} weights, ${positions} positions, ${threads} thread${threads > 1 ? "s" : ""}. It runs in this page: nothing you type leaves it.`;
+    $("facts").textContent =
+      `${manifest.precision} weights, ${positions} positions, ${threads} thread${threads > 1 ? "s" : ""}. It runs in this page: nothing you type leaves it.`;
     $("loading").hidden = true;
     busy(false);
   },
@@ -41,23 +74,32 @@ const answers = {
   done({ count, prefillMs, tokensPerSecond, promptTokens, finishReason }) {
     const ends = { eos: "the text ended", length: "as many tokens as asked for", stopped: "stopped" };
     const seed = $("result").dataset.seed;
-    $("figures").textContent = `${figures({ count, prefillMs, tokensPerSecond, promptTokens })}; ${ends[finishReason]}${seed ? `; seed ${seed}` : ""}`;
+    $("figures").textContent =
+      `${figures({ count, prefillMs, tokensPerSecond, promptTokens })}; ${ends[finishReason]}${seed ? `; seed ${seed}` : ""}`;
     $("result").dataset.finish = finishReason;
     busy(false);
   },
 
   selftest({ answers: number, tokens, largestDifference, nearTiesTaken, differences }) {
     if (differences.length) {
-      alert(`the known answers differ: ${differences[0]}${differences.length > 1 ? `, and ${differences.length - 1} more` : ""}`, "this browser computes something else than the reference");
+      complain(
+        `the known answers differ: ${differences[0]}${differences.length > 1 ? `, and ${differences.length - 1} more` : ""}`,
+        "this browser computes something else than the reference",
+      );
     }
     const near = nearTiesTaken ? `, ${nearTiesTaken} near ties decided otherwise` : "";
     const logits = `logits within ${largestDifference.toExponential(1)}`;
-    show("", differences.length ? "" : `This device computes what the reference computed: ${number} known answers, ${tokens} tokens, ${logits}${near}.`);
+    show(
+      "",
+      differences.length
+        ? ""
+        : `This device computes what the reference computed: ${number} known answers, ${tokens} tokens, ${logits}${near}.`,
+    );
     busy(false);
   },
 
   error({ message, hint, during }) {
-    alert(message, hint);
+    complain(message, hint);
     if (during === "open") $("loading").hidden = true;
     else busy(false);
   },
@@ -65,10 +107,16 @@ const answers = {
 
 function start() {
   if (typeof WebAssembly !== "object") {
-    throw new PageError("this browser has no WebAssembly, the model cannot run", "use a current browser, or turn off its lockdown mode for this page");
+    throw new PageError(
+      "this browser has no WebAssembly, the model cannot run",
+      "use a current browser, or turn off its lockdown mode for this page",
+    );
   }
   if (!WebAssembly.validate(VECTOR_MODULE)) {
-    throw new PageError("this browser's WebAssembly has no vector instructions, the model cannot run", "use a current browser");
+    throw new PageError(
+      "this browser's WebAssembly has no vector instructions, the model cannot run",
+      "use a current browser",
+    );
   }
   worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   worker.onmessage = ({ data }) => answers[data.type](data);
@@ -78,7 +126,10 @@ function start() {
     busy(false);
     $("generate").disabled = $("check").disabled = true;
     const said = event.message ? `: ${event.message}` : "";
-    alert(`the model's thread ended or could not start${said}`, "are the libraries there? run make web; else reload the page, and if that does not help, the bundle may be too large for this browser");
+    complain(
+      `the model's thread ended or could not start${said}`,
+      "are the libraries there? run make web; else reload the page, and if that does not help, the bundle may be too large for this browser",
+    );
   };
 }
 
@@ -117,7 +168,7 @@ function show(prompt, text) {
   $("result").scrollIntoView({ block: "nearest" });
 }
 
-function alert(message, hint) {
+function complain(message, hint) {
   $("alert-message").textContent = message;
   $("alert-hint").textContent = hint;
   $("alert").hidden = false;
@@ -130,7 +181,8 @@ function figures({ count, prefillMs, tokensPerSecond, promptTokens }) {
 }
 
 /** Threads need memory that they share, which a page has with the headers that serve.py sends. */
-const threads = () => (globalThis.crossOriginIsolated ? Math.min(MAX_THREADS, navigator.hardwareConcurrency || 1) : 1);
+const threads = () =>
+  globalThis.crossOriginIsolated ? Math.min(MAX_THREADS, navigator.hardwareConcurrency || 1) : 1;
 const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
 const number = (id) => ($(id).value === "" ? NaN : Number($(id).value));
 
@@ -150,5 +202,5 @@ try {
 } catch (error) {
   $("loading").hidden = true;
   const { message, hint } = explain(error);
-  alert(message, hint);
+  complain(message, hint);
 }

@@ -18,7 +18,8 @@ export function greedy(logits) {
     if (Number.isNaN(logits[i])) throw new PageError(`the logit of token ${i} is NaN, needs a number`);
     if (logits[i] > logits[token]) token = i;
   }
-  if (!Number.isFinite(logits[token])) throw new PageError(`the logit of token ${token} is ${logits[token]}, needs a finite number`);
+  if (!Number.isFinite(logits[token]))
+    throw new PageError(`the logit of token ${token} is ${logits[token]}, needs a finite number`);
   return token;
 }
 

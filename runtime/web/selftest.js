@@ -11,11 +11,22 @@ import { greedy } from "./sampling.js";
  */
 export async function selftest(session, tokenizer) {
   const answers = session.manifest.known_answers;
-  if (!answers.length) throw new PageError("the bundle has no known answers", "export it again with verification");
-  const report = { answers: answers.length, tokens: 0, nearTiesTaken: 0, largestDifference: 0, differences: [] };
+  if (!answers.length)
+    throw new PageError("the bundle has no known answers", "export it again with verification");
+  const report = {
+    answers: answers.length,
+    tokens: 0,
+    nearTiesTaken: 0,
+    largestDifference: 0,
+    differences: [],
+  };
   for (const [index, answer] of answers.entries()) {
     const where = `known answer ${index}`;
-    if (tokenizer && answer.prompt !== null && String(tokenizer.encode(answer.prompt)) !== String(answer.prompt_tokens)) {
+    if (
+      tokenizer &&
+      answer.prompt !== null &&
+      String(tokenizer.encode(answer.prompt)) !== String(answer.prompt_tokens)
+    ) {
       report.differences.push(`${where}: the prompt's tokens differ`);
     }
     await replay(session, answer, where, report);
@@ -29,13 +40,16 @@ async function replay(session, answer, where, report) {
   for (const [position, expected] of answer.tokens.entries()) {
     const got = greedy(logits);
     if (got !== expected && answer.near_ties.includes(position)) report.nearTiesTaken++;
-    else if (got !== expected) report.differences.push(`${where}, position ${position}: token ${got}, should be ${expected}`);
+    else if (got !== expected)
+      report.differences.push(`${where}, position ${position}: token ${got}, should be ${expected}`);
     for (const probe of answer.probes.filter((each) => each.position === position)) {
       probe.token_ids.forEach((token, k) => {
         const difference = Math.abs(logits[token] - probe.logits[k]);
         report.largestDifference = Math.max(report.largestDifference, difference);
         if (!(difference <= answer.tolerance)) {
-          report.differences.push(`${where}, position ${position}: logit of token ${token} is ${logits[token]}, should be ${probe.logits[k]}`);
+          report.differences.push(
+            `${where}, position ${position}: logit of token ${token} is ${logits[token]}, should be ${probe.logits[k]}`,
+          );
         }
       });
     }

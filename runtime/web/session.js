@@ -34,7 +34,10 @@ export async function openSession(manifest, files, threads) {
     session = await ort.InferenceSession.create(files.get(manifest.model.path), options);
   } catch (error) {
     if (/fetch|wasm streaming|import|backend/i.test(error.message)) {
-      throw new PageError(`ONNX Runtime cannot start: ${error.message}`, "is onnxruntime-web there? run: make web");
+      throw new PageError(
+        `ONNX Runtime cannot start: ${error.message}`,
+        "is onnxruntime-web there? run: make web",
+      );
     }
     throw error;
   }
@@ -51,9 +54,16 @@ class Session {
 
   /** Forget all tokens. */
   newCache() {
-    const { num_hidden_layers: layers, num_key_value_heads: K, head_dim: D, key_name, value_name } = this.manifest.cache;
+    const {
+      num_hidden_layers: layers,
+      num_key_value_heads: K,
+      head_dim: D,
+      key_name,
+      value_name,
+    } = this.manifest.cache;
     const dtype = this.manifest.cache.dtype;
-    const empty = () => new ort.Tensor(dtype, dtype === "float32" ? new Float32Array() : new Uint16Array(), [1, K, 0, D]);
+    const empty = () =>
+      new ort.Tensor(dtype, dtype === "float32" ? new Float32Array() : new Uint16Array(), [1, K, 0, D]);
     this.past = {};
     for (let i = 0; i < layers; i++) {
       this.past[key_name.replace("{i}", i)] = empty();

@@ -37,7 +37,8 @@ export class Tokenizer {
    * @throws {PageError} The text has a lone surrogate, which UTF-8 cannot hold.
    */
   encode(text) {
-    if (/\p{Surrogate}/u.test(text)) throw new PageError("the text is not valid Unicode: it has half a character");
+    if (/\p{Surrogate}/u.test(text))
+      throw new PageError("the text is not valid Unicode: it has half a character");
     return [...this.prefix, ...this.library.encode(text, { add_special_tokens: false }).ids, ...this.suffix];
   }
 

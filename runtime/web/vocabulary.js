@@ -30,7 +30,9 @@ export function openVocabulary(file) {
   const kind = steps.map((step) => step?.type).join("+");
   const byteLevel = kind === "ByteLevel";
   if (!byteLevel && kind !== PIECE_DECODERS && kind !== `${PIECE_DECODERS}+Strip`) {
-    throw new PageError(`tokenizer.json: decoder is ${kind || "missing"}, needs ByteLevel or ${PIECE_DECODERS}+Strip`);
+    throw new PageError(
+      `tokenizer.json: decoder is ${kind || "missing"}, needs ByteLevel or ${PIECE_DECODERS}+Strip`,
+    );
   }
   const toBytes = byteLevel ? byteLevelBytes : pieceBytes;
   return {

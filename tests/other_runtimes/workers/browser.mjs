@@ -7,7 +7,15 @@ const WAIT = { timeout: 120_000 };
 const question = JSON.parse(await text(process.stdin));
 const browser = await chromium.launch({
   executablePath: question.chromium,
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+  args: [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+  ],
 });
 
 async function open({ width = 1280, height = 800, scheme = "light", without = null } = {}) {
@@ -33,7 +41,11 @@ async function generate(page, { prompt, settings = {} }) {
   await page.evaluate(() => {
     window.states = 0;
     window.observer = new MutationObserver(() => window.states++);
-    window.observer.observe(document.getElementById("output-text"), { childList: true, characterData: true, subtree: true });
+    window.observer.observe(document.getElementById("output-text"), {
+      childList: true,
+      characterData: true,
+      subtree: true,
+    });
   });
   await page.click("#generate");
 }
@@ -45,7 +57,9 @@ async function result(page) {
     text: await page.textContent("#output-text"),
     figures: await page.textContent("#figures"),
     states: await page.evaluate(() => window.states),
-    alert: (await page.isVisible("#alert")) ? [await page.textContent("#alert-message"), await page.textContent("#alert-hint")] : null,
+    alert: (await page.isVisible("#alert"))
+      ? [await page.textContent("#alert-message"), await page.textContent("#alert-hint")]
+      : null,
   };
 }
 
@@ -53,14 +67,21 @@ async function result(page) {
 const layout = (page) =>
   page.evaluate(() => ({
     overflow: document.documentElement.scrollWidth - innerWidth,
-    smallest: Math.min(...[...document.querySelectorAll("button")].filter((each) => each.offsetHeight).map((each) => each.offsetHeight)),
+    smallest: Math.min(
+      ...[...document.querySelectorAll("button")]
+        .filter((each) => each.offsetHeight)
+        .map((each) => each.offsetHeight),
+    ),
   }));
 
 const scenarios = {
   async transformers() {
     const { page, seen } = await open();
     await page.waitForFunction(() => window.generate, null, WAIT);
-    return { greedy: await page.evaluate((asked) => window.generate(asked), question), origins: [...seen.origins] };
+    return {
+      greedy: await page.evaluate((asked) => window.generate(asked), question),
+      origins: [...seen.origins],
+    };
   },
 
   async page() {
@@ -74,14 +95,26 @@ const scenarios = {
     if (question.screenshot) await page.screenshot({ path: question.screenshot });
     const isolated = await page.evaluate(() => globalThis.crossOriginIsolated);
     const facts = await page.textContent("#facts");
-    return { answers, origins: [...seen.origins], errors: seen.errors, isolated, facts, name: await page.textContent("#name"), ...(await layout(page)) };
+    return {
+      answers,
+      origins: [...seen.origins],
+      errors: seen.errors,
+      isolated,
+      facts,
+      name: await page.textContent("#name"),
+      ...(await layout(page)),
+    };
   },
 
   async stop() {
     const { page } = await open(question);
     await ready(page);
     await generate(page, question.requests[0]);
-    await page.waitForFunction(() => document.getElementById("output-text").textContent.length > 10, null, WAIT);
+    await page.waitForFunction(
+      () => document.getElementById("output-text").textContent.length > 10,
+      null,
+      WAIT,
+    );
     await page.click("#stop");
     const stopped = await result(page);
     await generate(page, question.requests[0]);

@@ -15,7 +15,12 @@ async function generate() {
   for (const prompt of question.prompts) {
     const ids = new Tensor("int64", BigInt64Array.from(prompt, BigInt), [1, prompt.length]);
     const mask = new Tensor("int64", new BigInt64Array(prompt.length).fill(1n), [1, prompt.length]);
-    const made = await model.generate({ input_ids: ids, attention_mask: mask, max_new_tokens: question.max_new_tokens, do_sample: false });
+    const made = await model.generate({
+      input_ids: ids,
+      attention_mask: mask,
+      max_new_tokens: question.max_new_tokens,
+      do_sample: false,
+    });
     greedy.push(made.tolist()[0].map(Number).slice(prompt.length));
   }
   return greedy;
@@ -26,7 +31,9 @@ async function tokenize() {
   return {
     "transformers.js": question.texts.map((each) => tokenizer.encode(each, { add_special_tokens: false })),
     "with special": question.texts.map((each) => tokenizer.encode(each)),
-    decoded: question.ids.map((each) => (each.length ? tokenizer.decode(each, { skip_special_tokens: true }) : "")),
+    decoded: question.ids.map((each) =>
+      each.length ? tokenizer.decode(each, { skip_special_tokens: true }) : "",
+    ),
   };
 }
 

@@ -127,7 +127,7 @@ def byte_level(tmp_path_factory) -> Path:
 def test_text_comes_in_the_same_pieces(kind, opens_text, byte_level):
     """Random tokens, so mostly invalid UTF-8, and good text cut into bytes, a byte order mark in it."""
     path = REPO / "recipes/tiny/checkpoint/tokenizer.json" if kind == "pieces" else byte_level
-    tokenizer = Tokenizer(open_tokenizers(path))
+    tokenizer = Tokenizer(open_tokenizers(path), path, None, None)
     first_byte, count = (3, 1024) if kind == "pieces" else (0, 257)
     rng, rows = random.Random(9), []
     for length in range(1, 80):

@@ -59,8 +59,8 @@ def test_every_element_that_the_script_wants_is_in_the_page():
 
 def test_every_field_has_a_label():
     page = (WEB / "index.html").read_text(encoding="utf-8")
-    for field in re.findall(r'<(?:input|textarea) id="([\w-]+)"', page):
-        inside = re.search(rf'<label>[^<]*<input id="{field}"', page)
+    for field in re.findall(r'<(?:input|textarea)\s+id="([\w-]+)"', page):
+        inside = re.search(rf'<label[^>]*>[^<]*<input\s+id="{field}"', page)
         assert inside or f'for="{field}"' in page, field
 
 

@@ -33,6 +33,7 @@ PEAK = Column("peak private GiB", "peak_private_bytes", GIB, 2)
 COLUMNS = {
     "conversion": (Column("seconds", "seconds"), PEAK, Column("output GB", "output_bytes", GB, 2)),
     "layouts": (Column("seconds", "seconds"), PEAK, Column("output GB", "output_bytes", GB, 2)),
+    "sparse": (PEAK, Column("output GB", "output_bytes", GB, 2), Column("seconds, no disk", "seconds")),
     "speed": (
         Column("start to first token, s", "first_token_s", digits=2),
         Column("load, s", "load_s", digits=2),
@@ -52,6 +53,7 @@ TITLES = {
     "speed": "Generating with {shape} in float32, {threads} threads, {prompt} + {new} tokens",
     "tracing": "Building the graph, without weights",
     "layouts": "Meta's own files, float16",
+    "sparse": "Meta's own files, float16, all of them holes",
 }
 
 

@@ -23,7 +23,7 @@ from report import markdown
 from rounds import Outcome
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("tracing", "conversion", "speed", "layouts")
+BENCHMARKS = ("tracing", "conversion", "speed", "layouts", "sparse")
 NEED_PEERS = {"conversion", "speed"}
 NEEDED_GB = 32
 
@@ -67,7 +67,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outcomes]:
-    """Prepare, then measure in this order: tracing, conversion, speed, layouts."""
+    """Prepare, then measure in this order: tracing, conversion, speed, layouts, sparse."""
     shape, new_tokens = SHAPES[options.shape], 9 if options.quick else 65
     busy_before = machine.busy_processes(3.0)
     environments, missing = install(options) if NEED_PEERS & set(options.only) else ({}, {})
@@ -101,6 +101,8 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
         results["equal_tokens"] = speed.equal_tokens(tokens)
     if "layouts" in options.only:
         outcomes["layouts"] = layouts.bench(work, options.repeats, options.shape)
+    if "sparse" in options.only:
+        outcomes["sparse"] = layouts.bench_sparse(work, options.shape)
     return results, outcomes
 
 

@@ -62,7 +62,8 @@ class Checkpoint:
         dtype: The dtype of its weights; if mixed, that of most of the bytes.
         tensors: Exactly ``config.tensor_shapes()``, in that order.
         weight_files: The real files that hold them, symlinks followed, in the order of their names.
-        companions: Files in ``folder`` that travel with the model: tokenizer, templates, licences.
+        companions: Files that travel with the model: tokenizer, templates, licences; some of Meta's may
+            stand one folder up.
         generation_config: ``generation_config.json``, empty where there is none.
         notes: What a person should know of how the folder was read, in sentences.
     """

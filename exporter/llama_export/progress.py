@@ -10,11 +10,15 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 Advance = Callable[[int], None]
 
@@ -22,14 +26,26 @@ Advance = Callable[[int], None]
 @contextmanager
 def byte_progress(title: str, total: int) -> Iterator[Advance]:
     """Show a bar for ``total`` bytes while the block runs; yields the function that advances it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    with _bar(title, total, DownloadColumn(), TransferSpeedColumn()) as advance:
+        yield advance
+
+
+@contextmanager
+def item_progress(title: str, total: int) -> Iterator[Advance]:
+    """The same for ``total`` things that are done one after the other."""
+    with _bar(title, total, MofNCompleteColumn(), _ItemsPerSecond()) as advance:
+        yield advance
+
+
+class _ItemsPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.2f}/s")
+
+
+@contextmanager
+def _bar(title: str, total: int, *columns: ProgressColumn) -> Iterator[Advance]:
+    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+    with Progress(*shown, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(title, total=total)
-        yield lambda nbytes: progress.advance(task, nbytes)
+        yield lambda done: progress.advance(task, done)

@@ -1,42 +1,61 @@
-"""``llama-export run``: text from a bundle."""
+"""``llama-export run``: text from a bundle, once, for every line, for a file, or as a chat."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from llama_export.cli.batch_file import run_batch_file
+from llama_export.cli.chat import Terminal
 from llama_export.cli.command import FOLDER, JSON, THREADS, echo, one_sentence
+from llama_export.cli.generation import facts, shown
+from llama_export.cli.lines import answer_lines
+from llama_export.cli.sampling_options import parse_json, read_options, read_text, sampling_options
 from llama_export.errors import OptionError
 
+if TYPE_CHECKING:
+    from llama_runtime import Conversation, Generator, SamplingOptions
 
-@click.command(short_help="Continue a prompt with a bundle, without PyTorch.")
+Overflow = Literal["error", "drop_oldest"]
+CHAT_TOKENS = 512
+
+
+@click.command(short_help="Continue a prompt, or chat, with a bundle, without PyTorch.")
 @click.argument("bundle", type=FOLDER)
 @click.argument("prompt", required=False)
-@click.option(
-    "-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Stop after so many tokens."
-)
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option(
-    "--top-k", type=int, default=0, show_default=True, help="Draw from the k likeliest only; 0: from all."
-)
-@click.option(
-    "--top-p", type=float, default=1.0, show_default=True, help="Draw from the smallest set this likely."
-)
-@click.option("--seed", type=int, help="Makes a drawn text repeatable.")
-@click.option("--stop", multiple=True, help="End before this string; may be given more than once.")
+@click.option("--chat", is_flag=True, help="Talk with the model, through its chat template; /help says how.")
+@click.option("--system", help="With --chat: the system message.")
+@click.option("--tools", type=FOLDER, metavar="FILE", help="With --chat: a JSON list of tools.")
+@click.option("--template", help="With --chat: the name of one of the bundle's chat templates.")
+@click.option("--overflow", type=click.Choice(["error", "drop-oldest"]), default="error", show_default=True,
+              help="With --chat: what to do when the chat is longer than the model.")  # fmt: skip
+@click.option("--session", type=FOLDER, metavar="FILE",
+              help="With --chat: go on from this file if it is there, and save the chat to it.")  # fmt: skip
+@click.option("--stdin", "from_lines", is_flag=True, help="Every line of stdin is a prompt, or a turn.")
+@click.option("--batch", type=FOLDER, metavar="FILE", help="JSONL of prompts or messages; needs --output.")
+@click.option("--output", type=FOLDER, metavar="FILE", help="Of --batch; what it lacks is done.")
+@sampling_options
 @THREADS
 @JSON
 @one_sentence
 def run(
     bundle: Path,
     prompt: str | None,
-    stop: tuple[str, ...],
+    batch: Path | None,
+    output: Path | None,
+    from_lines: bool,
     threads: int | None,
     as_json: bool,
-    **options: Any,
+    chat: bool,
+    system: str | None,
+    tools: Path | None,
+    template: str | None,
+    overflow: str,
+    session: Path | None,
+    **values: Any,
 ) -> None:
     """Continue PROMPT, or the text on stdin, with BUNDLE's model. Needs no PyTorch.
 
@@ -44,25 +63,95 @@ def run(
     """
     import llama_runtime
 
-    sampling = llama_runtime.SamplingOptions(stop=stop, **options)
+    _check_modes(prompt, chat, from_lines, batch, output, (system, tools, template, session))
+    options = read_options(values)
+    schemas = None if tools is None else parse_json(tools, read_text(tools))
     generator = llama_runtime.load(bundle, threads=threads)
-    prompt = _read_prompt() if prompt is None else prompt
-    if as_json:
-        done = generator.generate(prompt, sampling)
-        facts = {
-            "text": done.text,
-            "tokens": done.tokens,
-            "prompt_tokens": done.prompt_tokens,
-            "finish_reason": done.finish_reason,
-            "seed": done.seed,
-            "prefill_ms": done.timings.prefill_ms,
-            "decode_tokens_per_s": done.timings.decode_tokens_per_second(done),
-        }
-        echo(facts, as_json)
+    if batch and output:
+        _run_batch(batch, output, generator, options, as_json)
+    elif chat:
+        if values["max_new_tokens"] is None:
+            most = generator.manifest.limits.max_position_embeddings // 4
+            options = read_options(values | {"max_new_tokens": max(1, min(CHAT_TOKENS, most))})
+        policy: Overflow = "drop_oldest" if overflow == "drop-oldest" else "error"
+        talk = llama_runtime.Conversation(
+            generator, system=system, tools=schemas, template=template, overflow=policy
+        )
+        _chat(talk, options, prompt, from_lines, session, as_json)
+    elif from_lines:
+        sys.exit(0 if answer_lines(lambda line: generator.generate(line, options), as_json) else 2)
+    else:
+        _once(generator, _read_prompt() if prompt is None else prompt, options, as_json)
+
+
+def _once(generator: Generator, prompt: str, options: SamplingOptions, as_json: bool) -> None:
+    several = options.num_return_sequences > 1
+    if as_json or several or options.num_beams > 1:
+        found = generator.generate_sequences(prompt, options)
+        if as_json:
+            echo([facts(done) for done in found] if several else facts(found[0]), as_json)
+        else:
+            click.echo("\n\n".join(shown(done.text) for done in found))
         return
-    for piece in generator.stream(prompt, sampling):
-        click.echo(piece.text, nl=False)
+    for piece in generator.stream(prompt, options):
+        click.echo(shown(piece.text), nl=False)
     click.echo()
+
+
+def _chat(
+    talk: Conversation,
+    options: SamplingOptions,
+    prompt: str | None,
+    from_lines: bool,
+    session: Path | None,
+    as_json: bool,
+) -> None:
+    if session and session.exists():
+        talk.restore(session)
+    try:
+        if from_lines:
+            sys.exit(0 if answer_lines(lambda line: talk.send(line, options), as_json) else 2)
+        if as_json:
+            echo(facts(talk.send(_read_prompt() if prompt is None else prompt, options)), as_json)
+        elif prompt is not None:
+            Terminal(talk, options).answer(prompt)
+        else:
+            Terminal(talk, options).run()
+    finally:
+        if session:
+            talk.save(session)
+
+
+def _run_batch(
+    source: Path, output: Path, generator: Generator, options: SamplingOptions, as_json: bool
+) -> None:
+    answered, refused = run_batch_file(source, output, generator, options)
+    if as_json:
+        echo({"output": str(output), "answered": answered, "refused": refused}, as_json)
+    else:
+        click.echo(f"{output}: {answered} lines answered, {refused} of them refused", err=True)
+    sys.exit(2 if refused else 0)
+
+
+def _check_modes(
+    prompt: str | None,
+    chat: bool,
+    from_lines: bool,
+    batch: Path | None,
+    output: Path | None,
+    of_chat: tuple[Any, ...],
+) -> None:
+    if (batch is None) != (output is None):
+        raise OptionError("--batch and --output are given one without the other", "name both files")
+    sources = [
+        name for name, given in (("PROMPT", prompt), ("--stdin", from_lines), ("--batch", batch)) if given
+    ]
+    if len(sources) > 1:
+        raise OptionError(f"{' and '.join(sources)} are given, needs one of them", "leave the others out")
+    if batch and chat:
+        raise OptionError("--batch with --chat: the file says it", 'write "messages" in place of "prompt"')
+    if not chat and any(of_chat):
+        raise OptionError("--system, --tools, --template and --session are for --chat", "add --chat")
 
 
 def _read_prompt() -> str:

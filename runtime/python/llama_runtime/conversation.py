@@ -64,12 +64,14 @@ class Conversation:
             variables: More of what the template may read, ``{"date_string": ...}``.
 
         Raises:
-            ChatError: The bundle has no such template.
+            ChatError: The bundle has no such template, or the messages are malformed.
             TokenizerError: The bundle has no tokenizer.
             OptionError: An unknown ``overflow``.
         """
         if overflow not in get_args(Overflow):
             raise OptionError(f"overflow is {overflow!r}, needs one of {', '.join(get_args(Overflow))}")
+        if messages:
+            check_messages(messages)
         self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages += messages
         self.tools = tools

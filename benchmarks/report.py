@@ -41,6 +41,11 @@ COLUMNS = {
         Column("decode, tok/s", "decode_tokens_per_s", digits=2),
         PEAK,
     ),
+    "chat": (
+        Column("time to first token, s", "first_token_s", digits=3),
+        Column("prompt, tokens", "prompt_tokens", digits=0),
+        Column("of them read", "read_tokens", digits=0),
+    ),
     "tracing": (
         Column("build the graph, s", "trace_s", digits=2),
         Column("imports, s", "import_s", digits=2),
@@ -52,6 +57,7 @@ TITLES = {
     "conversion": "Export of {shape} in bfloat16",
     "speed": "Generating with {shape} in float32, {threads} threads, {prompt} + {new} tokens",
     "tracing": "Building the graph, without weights",
+    "chat": "Tenth turn of a chat with {shape} in float32, {threads} threads",
     "layouts": "Meta's own files, float16",
     "sparse": "Meta's own files, float16, all of them holes",
 }

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import chat
 import conversion
 import layouts
 import machine
@@ -23,7 +24,7 @@ from report import markdown
 from rounds import Outcome
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("tracing", "conversion", "speed", "layouts", "sparse")
+BENCHMARKS = ("tracing", "conversion", "speed", "chat", "layouts", "sparse")
 NEED_PEERS = {"conversion", "speed"}
 NEEDED_GB = 32
 
@@ -67,7 +68,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outcomes]:
-    """Prepare, then measure in this order: tracing, conversion, speed, layouts, sparse."""
+    """Prepare, then measure in this order: tracing, conversion, speed, chat, layouts, sparse."""
     shape, new_tokens = SHAPES[options.shape], 9 if options.quick else 65
     busy_before = machine.busy_processes(3.0)
     environments, missing = install(options) if NEED_PEERS & set(options.only) else ({}, {})
@@ -99,6 +100,9 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
         runnable = {peer: reason for peer, reason in missing.items() if peer.generate}
         outcomes["speed"] = found | not_installed(runnable)
         results["equal_tokens"] = speed.equal_tokens(tokens)
+    if "chat" in options.only:
+        float32 = make_checkpoint(work / "float32", shape, "float32")
+        outcomes["chat"] = chat.bench(float32, work, options.repeats)
     if "layouts" in options.only:
         outcomes["layouts"] = layouts.bench(work, options.repeats, options.shape)
     if "sparse" in options.only:

@@ -35,7 +35,17 @@ TOP = {
     "inspection": {"checkpoint", "weights", "llama_runtime.manifest"},
     "pipeline": {*ROOMS, "progress", "recipe", "plan", "llama_runtime"},
     "conversion": {*ROOMS, "progress", "pipeline"},
-    "cli": {*ROOMS, "recipe", "plan", "inspection", "pipeline", "conversion", "show", "llama_runtime"},
+    "cli": {
+        *ROOMS,
+        "recipe",
+        "plan",
+        "inspection",
+        "pipeline",
+        "progress",
+        "conversion",
+        "show",
+        "llama_runtime",
+    },
     "__init__": {"parity", "pipeline", "conversion", "inspection", "recipe"},
     "__main__": {"cli"},
 }

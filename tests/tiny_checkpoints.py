@@ -56,6 +56,55 @@ CONFIGS: dict[str, LlamaConfig] = {
     ),
 }
 
+# The other rotary embeddings, each together with another activation, biases or a tied head; their contexts
+# end well within the 160 positions that all of these models have.
+VARIANTS: dict[str, LlamaConfig] = {
+    "linear": dataclasses.replace(
+        CONFIGS["gqa"], rope=RopeConfig("linear", factor=4.0), hidden_act="gelu", mlp_bias=True
+    ),
+    "dynamic": dataclasses.replace(
+        CONFIGS["mha_tied"],
+        max_position_embeddings=40,
+        rope=RopeConfig("dynamic", factor=4.0, original_max_position_embeddings=40),
+        hidden_act="gelu_new",
+    ),
+    "yarn": dataclasses.replace(
+        CONFIGS["gqa"],
+        rope=RopeConfig("yarn", 5000.0, 4.0, original_max_position_embeddings=40, beta_fast=4.0),
+        hidden_act="gelu_pytorch_tanh",
+        attention_bias=True,
+        mlp_bias=True,
+    ),
+    "longrope": dataclasses.replace(
+        CONFIGS["mqa_llama3"],
+        rope=RopeConfig(
+            "longrope",
+            factor=4.0,
+            original_max_position_embeddings=40,
+            short_factor=tuple(1.0 + 0.05 * i for i in range(16)),
+            long_factor=tuple(1.0 + 0.5 * i for i in range(16)),
+        ),
+        attention_bias=True,
+    ),
+}
+ROPE_KEYS = {
+    "default": ("rope_theta",),
+    "linear": ("rope_theta", "factor"),
+    "dynamic": ("rope_theta", "factor"),
+    "llama3": (
+        *("rope_theta", "factor", "low_freq_factor", "high_freq_factor"),
+        "original_max_position_embeddings",
+    ),
+    "yarn": (
+        *("rope_theta", "factor", "original_max_position_embeddings", "attention_factor"),
+        *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": (
+        *("rope_theta", "factor", "original_max_position_embeddings", "attention_factor"),
+        *("short_factor", "long_factor"),
+    ),
+}  # fmt: skip
+
 # OpenLLaMA 3B's kind of head: GroupQueryAttention takes multiples of 16 alone.
 NARROW_HEADS = dataclasses.replace(CONFIGS["gqa"], head_dim=10, num_hidden_layers=1)
 
@@ -75,7 +124,9 @@ def random_weights(
     weights = {}
     for name, shape in config.tensor_shapes().items():
         values = torch.randn(shape, generator=generator)
-        if len(shape) == 1:
+        if name.endswith(".bias"):
+            values *= 0.3
+        elif len(shape) == 1:
             values = 1 + 0.3 * values
         elif "embed_tokens" not in name:
             values *= 1.5 * shape[1] ** -0.5
@@ -85,14 +136,15 @@ def random_weights(
 
 def raw_config(config: LlamaConfig, dtype: str = "float32", **extra: Any) -> dict[str, Any]:
     """``config.json`` as transformers 5 writes it."""
-    rope = dataclasses.asdict(config.rope)
-    if config.rope.rope_type == "default":
-        rope = {"rope_type": "default", "rope_theta": config.rope.rope_theta}
+    rope = {"rope_type": config.rope.rope_type}
+    for key in ROPE_KEYS[config.rope.rope_type]:
+        value = getattr(config.rope, key)
+        if value is not None:
+            rope[key] = list(value) if isinstance(value, tuple) else value
     facts = {key: value for key, value in dataclasses.asdict(config).items() if key != "rope"}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_act": "silu",
         "dtype": dtype,
         "bos_token_id": 1,
         "eos_token_id": None,

@@ -47,12 +47,19 @@ def convert(checkpoint: str | Path, output: str | Path, *, max_shard_bytes: int 
     return conversion.convert(checkpoint, output, max_shard_bytes=max_shard_bytes)
 
 
-def verify(bundle: str | Path, checkpoint: str | Path, *, texts: Sequence[str] | None = None) -> Report:
+def verify(
+    bundle: str | Path,
+    checkpoint: str | Path,
+    *,
+    adapters: Sequence[str | Path] = (),
+    texts: Sequence[str] | None = None,
+) -> Report:
     """Compare a bundle with its checkpoint, rung by rung; see ``llama_export.parity.verify``."""
     require_export_extra()
     from llama_export import parity
 
-    return parity.verify(Path(bundle), Path(checkpoint), texts=texts)
+    merged = [Path(adapter) for adapter in adapters]
+    return parity.verify(Path(bundle), Path(checkpoint), adapters=merged, texts=texts)
 
 
 def inspect(folder: str | Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from llama_export import parity
 from llama_export.bundle import Stage, beside, build_manifest, check_target, place_file, write_companions
-from llama_export.checkpoint import Checkpoint, open_checkpoint
+from llama_export.checkpoint import Checkpoint, merge_adapter, open_checkpoint
 from llama_export.errors import BundleError, CheckpointError, ParityError
 from llama_export.graph import build_graph
 from llama_export.graph.contract import check_path
@@ -111,6 +111,8 @@ def prepare(
         LlamaExportError: Bad input or output, with one sentence and a hint.
     """
     source = open_checkpoint(Path(checkpoint))
+    for adapter in recipe.adapters:
+        source = merge_adapter(source, adapter)
     check_path(source.config, recipe.attention)
     plan = plan_weights(source, recipe.weights, recipe.precision)
     if recipe.weights == "beside":
@@ -183,7 +185,7 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
         for path in sorted(folder.rglob("*"))
         if path.is_file() and (name := path.relative_to(folder).as_posix())
     }
-    sources = {path.name: d for path, d in source_digests.items()}
+    sources = {source.source_name(path): d for path, d in source_digests.items()}
     sources[source.config_file.name] = digest(source.config_file)
     manifest = build_manifest(source, plan, recipe.attention, files, sources)
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")

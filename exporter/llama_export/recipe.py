@@ -23,6 +23,7 @@ class Recipe:
         weights: How the checkpoint's weights get into the bundle; None links them, or copies them where
             they do not stand on disk as the model needs them.
         precision: Storage dtype for ``weights="copy"``; None keeps the checkpoint's.
+        adapters: Folders of PEFT adapters, merged into the weights in this order.
         verify: Whether the staged bundle must equal the reference before it is published.
 
     Raises:
@@ -32,6 +33,7 @@ class Recipe:
     attention: AttentionPath = "flash"
     weights: WeightMode | None = None
     precision: str | None = None
+    adapters: tuple[Path, ...] = ()
     verify: bool = True
 
     def __post_init__(self) -> None:
@@ -56,6 +58,8 @@ def read_recipe(path: Path) -> Recipe:
         raise OptionError(f"{path}: cannot be read ({error.strerror})", "name a TOML file") from None
     except ValueError as error:  # TOML syntax and UTF-8 alike
         raise OptionError(f"{path}: not TOML ({error})", "recipes/ holds examples") from None
+    if "adapters" in table:
+        table["adapters"] = _folders(path, table["adapters"])
     known = [field.name for field in dataclasses.fields(Recipe)]
     for key in table:
         if key not in known:
@@ -66,6 +70,14 @@ def read_recipe(path: Path) -> Recipe:
         return Recipe(**table)
     except OptionError as error:
         raise OptionError(f"{path}: {error.message}", error.hint or "recipes/ holds examples") from None
+
+
+def _folders(path: Path, value: Any) -> tuple[Path, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        raise OptionError(
+            f"{path}: adapters is {value!r}, must be a list of folders", "recipes/ holds examples"
+        )
+    return tuple(Path(name) for name in value)
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -18,7 +18,14 @@ ROOMS = {
     "model": set(),
     "graph": {"model"},
     "weights": {"checkpoint", "graph.passes"},
-    "bundle": {"checkpoint", "graph.contract", "model.attention", "weights", "llama_runtime.manifest"},
+    "bundle": {
+        "checkpoint",
+        "graph.contract",
+        "model.attention",
+        "model.config",
+        "weights",
+        "llama_runtime.manifest",
+    },
     "engine": {"graph.contract", "bundle", "progress", "llama_runtime.manifest"},
     # The design calls it verify/, which is the name of the function as well.
     "parity": {"checkpoint", "model", "graph", "weights", "bundle", "progress", "llama_runtime"},

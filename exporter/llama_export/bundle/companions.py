@@ -56,7 +56,7 @@ def genai_config(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPath) 
         "model": {
             "type": "llama",
             **{key: value for key, value in known.items() if value is not None},
-            "context_length": config.max_position_embeddings,
+            "context_length": config.context_length,
             "vocab_size": config.vocab_size,
             "decoder": {
                 "filename": f"onnx/{plan.model_name}",
@@ -82,7 +82,7 @@ def genai_config(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPath) 
         },
         "search": {
             "do_sample": False,
-            "max_length": config.max_position_embeddings,
+            "max_length": config.context_length,
             "num_beams": 1,
             # One buffer as past and present: only GroupQueryAttention can write in place.
             "past_present_share_buffer": path == "flash",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import llama_runtime.manifest as schema
 from llama_export.bundle.chat_template import chat_templates, read_settings
@@ -13,6 +14,7 @@ from llama_export.checkpoint import Checkpoint
 from llama_export.errors import CheckpointError
 from llama_export.graph import contract
 from llama_export.model.attention import AttentionPath
+from llama_export.model.config import RopeConfig
 from llama_export.weights import FileDigest, WeightPlan
 
 
@@ -45,7 +47,7 @@ def build_manifest(
             f"onnx/{plan.model_name}", contract.OPSETS[path][""], contract.IR_VERSIONS[path], folder
         ),
         inputs=_specs(contract.inputs(config)),
-        optional_inputs=_specs([contract.NUM_LOGITS_TO_KEEP]),
+        optional_inputs=_specs(contract.optional_inputs(config)),
         outputs=_specs(contract.outputs(config)),
         cache=schema.Cache(
             num_hidden_layers=config.num_hidden_layers,
@@ -58,7 +60,8 @@ def build_manifest(
             present_value_name=contract.PRESENT_VALUE,
             in_place=path == "flash",
         ),
-        limits=schema.Limits(config.max_position_embeddings, config.vocab_size),
+        limits=schema.Limits(config.context_length, config.vocab_size),
+        rope=_rope(config.rope),
         tokens=tokens(checkpoint),
         tokenizer=tokenizer_file(checkpoint),
         chat_template=chat_templates(checkpoint),
@@ -73,6 +76,13 @@ def tokens(checkpoint: Checkpoint) -> schema.Tokens:
     """The special token ids, for whoever runs the model."""
     ids = token_ids(checkpoint)
     return schema.Tokens(ids["bos"], tuple(ids["eos"]), ids["pad"])
+
+
+def _rope(rope: RopeConfig) -> schema.Rope | None:
+    if not rope.depends_on_length:
+        return None
+    kind: Literal["dynamic", "longrope"] = "dynamic" if rope.rope_type == "dynamic" else "longrope"
+    return schema.Rope(kind, rope.original_max_position_embeddings)
 
 
 def _specs(specs: list[contract.TensorSpec]) -> tuple[schema.TensorSpec, ...]:

@@ -6,6 +6,7 @@ export could not honour; the weights stay on disk until one of them is read.
 
 from __future__ import annotations
 
+from llama_export.checkpoint.adapter import merge_adapter
 from llama_export.checkpoint.finite import nonfinite
 from llama_export.checkpoint.folder import Checkpoint, open_checkpoint
 from llama_export.checkpoint.tensor import ComputedTensor, LazyTensor, Read, StoredTensor
@@ -16,6 +17,7 @@ __all__ = [
     "LazyTensor",
     "Read",
     "StoredTensor",
+    "merge_adapter",
     "nonfinite",
     "open_checkpoint",
 ]

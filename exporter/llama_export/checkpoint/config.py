@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from llama_export.checkpoint.families import what_is_needed
-from llama_export.checkpoint.fields import Fields
+from llama_export.checkpoint.fields import NOT_YET, Fields
 from llama_export.checkpoint.rope import parse_rope
-from llama_export.model.config import LlamaConfig
+from llama_export.model.config import ACTIVATIONS, LlamaConfig
 
 _FLOAT_ORIGINAL = "export the float checkpoint that this one was quantized from"
 _OTHER_FAMILY = "only LLaMA checkpoints with a language-model head are exported so far"
@@ -30,6 +30,7 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
     _refuse_other_models(fields)
     hidden_size = fields.positive_int("hidden_size")
     num_heads = fields.positive_int("num_attention_heads")
+    head_dim = _head_dim(fields, hidden_size, num_heads)
     return LlamaConfig(
         vocab_size=fields.positive_int("vocab_size"),
         hidden_size=hidden_size,
@@ -37,11 +38,14 @@ def parse_config(raw: dict[str, Any]) -> LlamaConfig:
         num_hidden_layers=fields.positive_int("num_hidden_layers"),
         num_attention_heads=num_heads,
         num_key_value_heads=_key_value_heads(fields, num_heads),
-        head_dim=_head_dim(fields, hidden_size, num_heads),
+        head_dim=head_dim,
         max_position_embeddings=fields.positive_int("max_position_embeddings"),
         rms_norm_eps=fields.positive_float("rms_norm_eps"),
-        rope=parse_rope(fields),
+        rope=parse_rope(fields, head_dim),
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
+        hidden_act=_activation(fields),
+        attention_bias=fields.flag("attention_bias"),
+        mlp_bias=fields.flag("mlp_bias"),
     )
 
 
@@ -56,15 +60,17 @@ def _refuse_other_models(fields: Fields) -> None:
             raise fields.unsupported(
                 key, "must be absent: quantized checkpoints are not read", _FLOAT_ORIGINAL
             )
-    if fields.get("hidden_act") is None:
-        raise fields.wrong("hidden_act", 'must be "silu"')
-    if fields.get("hidden_act") != "silu":
-        raise fields.unsupported("hidden_act", 'only "silu" is supported so far')
-    for key in ("attention_bias", "mlp_bias"):
-        if fields.flag(key):
-            raise fields.unsupported(key, "only false is supported so far")
     if fields.get("sliding_window") is not None:
         raise fields.unsupported("sliding_window", "only null is supported so far")
+
+
+def _activation(fields: Fields) -> str:
+    name = fields.get("hidden_act")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        allowed = "must be one of " + ", ".join(f'"{name}"' for name in ACTIVATIONS)
+        hint = {} if name is None else {"hint": NOT_YET}
+        raise fields.wrong("hidden_act", allowed, **hint)
+    return name
 
 
 def _key_value_heads(fields: Fields, num_heads: int) -> int:

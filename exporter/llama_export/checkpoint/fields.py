@@ -78,6 +78,14 @@ class Fields:
             raise self.wrong(key, f"must be a positive number, at most {_MAX_FLOAT}")
         return float(value)
 
+    def optional_float(self, key: str) -> float | None:
+        """Read a number above 0; a missing one is None.
+
+        Raises:
+            ConfigError: The field is no number, or not above 0.
+        """
+        return None if self.get(key) is None else self.positive_float(key)
+
     def flag(self, key: str) -> bool:
         """Read a truth value; a missing one is false.
 

@@ -66,6 +66,7 @@ class Checkpoint:
             stand one folder up.
         generation_config: ``generation_config.json``, empty where there is none.
         notes: What a person should know of how the folder was read, in sentences.
+        adapters: Folders of the adapters that were merged, in order; their files end ``weight_files``.
     """
 
     folder: Path
@@ -78,6 +79,12 @@ class Checkpoint:
     companions: tuple[Path, ...]
     generation_config: dict[str, Any]
     notes: tuple[str, ...] = ()
+    adapters: tuple[Path, ...] = ()
+
+    def source_name(self, file: Path) -> str:
+        """What the manifest calls one of ``weight_files``: adapters' files have one name in all folders."""
+        position = self.weight_files.index(file) - len(self.weight_files) + len(self.adapters)
+        return file.name if position < 0 else f"adapters/{position}/{file.name}"
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -142,6 +142,17 @@ class ComputedTensor:
 LazyTensor = StoredTensor | ComputedTensor
 
 
+def widen(tensor: LazyTensor) -> LazyTensor:
+    """The same values in float32."""
+    if tensor.dtype == torch.float32:
+        return tensor
+
+    def compute(read: Read) -> Iterator[torch.Tensor]:
+        return (piece.float() for piece in tensor.pieces(read))
+
+    return ComputedTensor(tensor.name, torch.float32, tensor.shape, tensor.stored, "widened", compute)
+
+
 def gather(tensor: LazyTensor, read: Read) -> torch.Tensor:
     """Read a tensor piece by piece into one, so that no more than it and a piece is in memory.
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
                    "beside: the checkpoint's folder becomes the bundle.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float32", "float16", "bfloat16"]),
               help="How --weights copy stores them; default as in the checkpoint.")  # fmt: skip
+@click.option("--adapter", "adapters", type=FOLDER, multiple=True,
+              help="Folder of a PEFT LoRA or DoRA adapter to merge; several go in order.")  # fmt: skip
 @click.option(
     "--verify/--no-verify",
     default=None,
@@ -60,7 +62,7 @@ def onnx(
     llama_export.require_export_extra()
     # A polite kill cleans up like Ctrl-C does; without this it would not even run a finally.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    recipe = _recipe(recipe_file, choices)
+    recipe = _recipe(recipe_file, choices | {"adapters": choices["adapters"] or None})
     if dry_run:
         from llama_export.pipeline import prepare
         from llama_export.plan import plan_export

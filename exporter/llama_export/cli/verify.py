@@ -18,18 +18,21 @@ from llama_export.show import report_lines
 @click.option(
     "--checkpoint", type=FOLDER, required=True, help="The checkpoint that the bundle was exported from."
 )
+@click.option("--adapter", "adapters", type=FOLDER, multiple=True, help="As given when it was exported.")
 @click.option(
     "--prompts", type=FOLDER, help="UTF-8 text file, one prompt a line, in place of the built-in ones."
 )
 @JSON
 @one_sentence
-def verify(bundle: Path, checkpoint: Path, prompts: Path | None, as_json: bool) -> None:
+def verify(
+    bundle: Path, checkpoint: Path, adapters: tuple[Path, ...], prompts: Path | None, as_json: bool
+) -> None:
     """Compare BUNDLE with the eager PyTorch model of its checkpoint, rung by rung.
 
     Exit code 0: equal; 1: it differs; 2: bad input. Without the checkpoint at hand, use selftest.
     """
     texts = None if prompts is None else _read_prompts(prompts)
-    report = llama_export.verify(bundle, checkpoint, texts=texts)
+    report = llama_export.verify(bundle, checkpoint, adapters=adapters, texts=texts)
     echo(report.to_dict() if as_json else report_lines(report), as_json)
     sys.exit(0 if report.passed else 1)
 

@@ -16,7 +16,7 @@ from llama_export.graph.stamp import stamp
 from llama_export.graph.trace import trace
 from llama_export.model.attention import AttentionPath
 from llama_export.model.config import LlamaConfig
-from llama_export.model.rope import cos_sin, inverse_frequencies
+from llama_export.model.rope import attention_factor, cos_sin, inverse_frequencies
 
 PRODUCER = "llama-export"
 _IR_DTYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
@@ -44,7 +44,8 @@ def build_graph(config: LlamaConfig, path: AttentionPath) -> ir.Model:
         list(inputs.values()), [], nodes=[], opset_imports=contract.OPSETS[path], name=f"llama_{path}"
     )
 
-    shared = inputs | _rotary_tables(graph, config, path)
+    optional = {spec.name: _add_optional(graph, spec) for spec in contract.optional_inputs(config)}
+    shared = inputs | optional | _rotary_tables(graph, config, path)
     shared |= stamp(graph, prologue, shared, "prologue", lambda name: f"model.{name}")
     presents: list[ir.Value] = []
     for i in range(config.num_hidden_layers):
@@ -52,7 +53,7 @@ def build_graph(config: LlamaConfig, path: AttentionPath) -> ir.Model:
         shared["past_value"] = inputs[contract.PAST_VALUE.format(i=i)]
         shared |= stamp(graph, layer, shared, f"layers.{i}", _layer_weight_names(i))
         presents += [shared["present_key"], shared["present_value"]]
-    shared["hidden"] = _keep_last(graph, shared["hidden"])
+    shared["hidden"] = _keep_last(graph, shared["hidden"], optional[contract.NUM_LOGITS_TO_KEEP.name])
     shared |= stamp(graph, head, shared, "head", _head_weight_names(config).__getitem__)
 
     for value, spec in zip([shared["logits"], *presents], contract.outputs(config), strict=True):
@@ -85,20 +86,25 @@ def _head_weight_names(config: LlamaConfig) -> dict[str, str]:
 def _rotary_tables(graph: ir.Graph, config: LlamaConfig, path: AttentionPath) -> dict[str, ir.Value]:
     """Add the numbers that rotary embedding starts from, as the path takes them."""
     inv_freq = inverse_frequencies(config)
-    if path != "flash":
+    if path != "flash" or config.rope.depends_on_length:
         return {"inv_freq": add_constant(graph, "rope.inv_freq", inv_freq.numpy())}
-    cos, sin = cos_sin(torch.arange(config.max_position_embeddings), inv_freq)
+    cos, sin = cos_sin(torch.arange(config.context_length), inv_freq, attention_factor(config))
     return {
         "cos": add_constant(graph, "rope.cos", cos.numpy()),
         "sin": add_constant(graph, "rope.sin", sin.numpy()),
     }
 
 
-def _keep_last(graph: ir.Graph, hidden: ir.Value) -> ir.Value:
+def _add_optional(graph: ir.Graph, spec: contract.TensorSpec) -> ir.Value:
+    """Add an input that may be left out: an initializer of 0, int64 [1], that is listed as input too."""
+    value = add_constant(graph, spec.name, np.zeros(1, np.int64))
+    graph.inputs.append(value)
+    return value
+
+
+def _keep_last(graph: ir.Graph, hidden: ir.Value, keep: ir.Value) -> ir.Value:
     """Slice [B, T, hidden_size] to the last ``num_logits_to_keep`` tokens; from -0 on is all of them."""
     assert hidden.shape is not None
-    keep = add_constant(graph, contract.NUM_LOGITS_TO_KEEP.name, np.zeros(1, np.int64))
-    graph.inputs.append(keep)
     end = share_constant(graph, np.array([np.iinfo(np.int64).max]))
     axis = share_constant(graph, np.array([1]))
     negate = ir.Node("", "Neg", [keep], name="keep.Neg", outputs=[ir.Value(name="keep.start")])

@@ -37,6 +37,10 @@ class TensorSpec:
 NUM_LOGITS_TO_KEEP = TensorSpec("num_logits_to_keep", "int64", (1,))
 """Overridable initializer, default 0: compute the logits of that many last tokens; 0 means all."""
 
+ROPE_LENGTH = TensorSpec("rope_length", "int64", (1,))
+"""Overridable initializer, default 0: rotate for a text of at least so many tokens. Only in graphs whose
+angles depend on the length of the text."""
+
 OPSETS: dict[AttentionPath, dict[str, int]] = {
     "eager": {"": 18},
     "sdpa": {"": 23},
@@ -72,6 +76,11 @@ def inputs(config: LlamaConfig) -> list[TensorSpec]:
     for i in range(config.num_hidden_layers):
         specs += [TensorSpec(name.format(i=i), "float32", past) for name in (PAST_KEY, PAST_VALUE)]
     return specs
+
+
+def optional_inputs(config: LlamaConfig) -> list[TensorSpec]:
+    """What it may be fed besides; each has a default of 0."""
+    return [NUM_LOGITS_TO_KEEP, ROPE_LENGTH] if config.rope.depends_on_length else [NUM_LOGITS_TO_KEEP]
 
 
 def outputs(config: LlamaConfig) -> list[TensorSpec]:

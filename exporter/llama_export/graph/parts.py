@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_export.graph.contract import BATCH, LOGITS, PAST, SEQUENCE, TOTAL, Dims
+from llama_export.graph.contract import BATCH, LOGITS, PAST, ROPE_LENGTH, SEQUENCE, TOTAL, Dims
 from llama_export.model.attention import AttentionPath
 from llama_export.model.cache import GrowingCache
 from llama_export.model.config import LlamaConfig
 from llama_export.model.layer import DecoderLayer, RMSNorm
-from llama_export.model.step import FusedStep, Step, make_fused_step, make_step
+from llama_export.model.rope import inverse_frequencies
+from llama_export.model.step import FusedStep, Step, angles, make_fused_step, make_step, text_lengths
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,19 @@ class Part:
 def step_tensors(config: LlamaConfig, path: AttentionPath) -> dict[str, tuple[Dims, torch.dtype]]:
     """What the prologue computes for all layers, in the order of the step's fields."""
     half = config.head_dim // 2
+    per_token: Dims = (BATCH, SEQUENCE, half)
     if path == "flash":
+        table: Dims = per_token if config.rope.depends_on_length else (config.context_length, half)
         return {
-            "cos": ((config.max_position_embeddings, half), torch.float32),
-            "sin": ((config.max_position_embeddings, half), torch.float32),
+            "cos": (table, torch.float32),
+            "sin": (table, torch.float32),
             "seqlens_k": ((BATCH,), torch.int32),
             "total_length": ((), torch.int32),
             "bias": ((BATCH, 1, SEQUENCE, TOTAL), torch.float32),
         }
     return {
-        "cos": ((BATCH, SEQUENCE, half), torch.float32),
-        "sin": ((BATCH, SEQUENCE, half), torch.float32),
+        "cos": (per_token, torch.float32),
+        "sin": (per_token, torch.float32),
         "visible": ((BATCH, 1, SEQUENCE, TOTAL), torch.bool),
     }
 
@@ -60,23 +63,47 @@ class _Prologue(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
+        self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, inv_freq: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        inv_freq: Tensor,
+        rope_length: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        step = make_step(attention_mask, position_ids, inv_freq)
+        lengths = text_lengths(position_ids, rope_length)
+        step = make_step(attention_mask, position_ids, inv_freq, self.config, lengths)
         return self.embed_tokens(input_ids), *step
 
 
 class _FusedPrologue(_Prologue):
-    """Embeds the tokens and computes the step that GroupQueryAttention takes."""
+    """Embeds the tokens and computes the step that GroupQueryAttention takes with its table of angles."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, input_ids: Tensor, attention_mask: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, ...]:
         step = make_fused_step(attention_mask, input_ids.shape[1], cos, sin)
         return self.embed_tokens(input_ids), step.seqlens_k, step.total_length, step.bias
+
+
+class _FusedAnglesPrologue(_Prologue):
+    """The same with angles of the new tokens alone, computed for the length of the text."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        inv_freq: Tensor,
+        rope_length: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        lengths = text_lengths(position_ids, rope_length)
+        cos, sin = angles(position_ids, inv_freq, self.config, lengths)
+        step = make_fused_step(attention_mask, input_ids.shape[1], cos, sin)
+        return self.embed_tokens(input_ids), *step
 
 
 def prologue(config: LlamaConfig, path: AttentionPath) -> Part:
@@ -87,12 +114,15 @@ def prologue(config: LlamaConfig, path: AttentionPath) -> Part:
         "attention_mask": ((BATCH, TOTAL), int64),
     }
     step = step_tensors(config, path)
-    if path == "flash":
+    if path == "flash" and not config.rope.depends_on_length:
         inputs |= {name: step[name] for name in ("cos", "sin")}
         return Part(lambda: _FusedPrologue(config), inputs, ("hidden", "seqlens_k", "total_length", "bias"))
     inputs["position_ids"] = ((BATCH, SEQUENCE), int64)
-    inputs["inv_freq"] = ((config.head_dim // 2,), torch.float32)
-    return Part(lambda: _Prologue(config), inputs, ("hidden", *step))
+    inputs["inv_freq"] = (tuple(inverse_frequencies(config).shape), torch.float32)
+    if config.rope.depends_on_length:
+        inputs["rope_length"] = ROPE_LENGTH.shape, int64
+    module = _FusedAnglesPrologue if path == "flash" else _Prologue
+    return Part(lambda: module(config), inputs, ("hidden", *step))
 
 
 class _Layer(nn.Module):

@@ -107,6 +107,8 @@ def _dims_of(part: Part, sizes: Iterator[int]) -> tuple[dict[str, int], dict[str
 
 def _separate(graph: ir.Graph, parts: Sequence[Part]) -> list[Traced]:
     """Give each part what its outputs are computed from, and the names that it calls things by."""
+    for value in chain.from_iterable(node.outputs for node in graph):
+        value.name = f"inner.{value.name}"  # torch may have called something as a part calls an output
     inputs, outputs, separated = iter(graph.inputs), iter(graph.outputs), []
     for index, part in enumerate(parts):
         taken = tuple(islice(inputs, len(part.inputs)))

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+# config.json's names for the three functions; transformers has several for two of them.
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+}
+
 
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary position embedding, as ``rope_parameters`` (transformers 5) spells it.
 
     Attributes:
-        rope_type: ``"default"`` or ``"llama3"``.
+        rope_type: One of ``ROPE_TYPES``.
         rope_theta: Base of the geometric series of wavelengths.
-        factor: ``llama3``: by how much long wavelengths are stretched.
+        factor: By how much the context is stretched; not for ``default``.
         low_freq_factor: ``llama3``: wavelengths above original / low_freq_factor are stretched fully.
         high_freq_factor: ``llama3``: wavelengths below original / high_freq_factor are left alone.
-        original_max_position_embeddings: ``llama3``: context length before stretching, in tokens.
+        original_max_position_embeddings: Context length before stretching, in tokens. ``dynamic`` and
+            ``longrope`` compute other angles for longer texts; for ``dynamic`` it is the config's
+            ``max_position_embeddings``.
+        attention_factor: ``yarn``, ``longrope``: what cosine and sine are multiplied by; None derives it.
+        beta_fast: ``yarn``: wavelengths that turn so often within the original context are left alone.
+        beta_slow: ``yarn``: those that turn less often are stretched fully.
+        mscale: ``yarn``: weighs the derived attention factor, together with the next.
+        mscale_all_dim: ``yarn``: as above.
+        truncate: ``yarn``: whether the blended range is widened to whole dimensions.
+        short_factor: ``longrope``: D / 2 divisors of the frequencies of texts within the original context.
+        long_factor: ``longrope``: the same for longer texts.
     """
 
     rope_type: str = "default"
@@ -24,6 +48,19 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a position's angles are others in a long text than in a short one."""
+        return self.rope_type in ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
@@ -38,10 +75,13 @@ class LlamaConfig:
         num_attention_heads: H, query heads.
         num_key_value_heads: K, key and value heads; H is a multiple of it.
         head_dim: D, width of one head; even; not always hidden_size / H.
-        max_position_embeddings: Longest sequence the model was made for, in tokens.
+        max_position_embeddings: Longest sequence the model was made for, in tokens; see context_length.
         rms_norm_eps: Added to the mean square in every RMSNorm.
         rope: Rotary position embedding.
         tie_word_embeddings: Whether the head is the embedding.
+        hidden_act: The MLP's activation, one of ``ACTIVATIONS``.
+        attention_bias: Whether q, k, v and o projections add a bias.
+        mlp_bias: Whether gate, up and down projections add one.
     """
 
     vocab_size: int
@@ -55,23 +95,37 @@ class LlamaConfig:
     rms_norm_eps: float
     rope: RopeConfig = RopeConfig()
     tie_word_embeddings: bool = False
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def context_length(self) -> int:
+        """How many positions can be used: ``dynamic`` alone goes on where the config's number ends."""
+        stretched = self.rope.factor if self.rope.rope_type == "dynamic" else 1.0
+        return int(self.max_position_embeddings * stretched)
 
     def layer_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight of decoder layer ``index``, in Hugging Face's names."""
         hidden, inter = self.hidden_size, self.intermediate_size
         q_size, kv_size = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        prefix = f"model.layers.{index}."
-        return {
-            prefix + "input_layernorm.weight": (hidden,),
-            prefix + "self_attn.q_proj.weight": (q_size, hidden),
-            prefix + "self_attn.k_proj.weight": (kv_size, hidden),
-            prefix + "self_attn.v_proj.weight": (kv_size, hidden),
-            prefix + "self_attn.o_proj.weight": (hidden, q_size),
-            prefix + "post_attention_layernorm.weight": (hidden,),
-            prefix + "mlp.gate_proj.weight": (inter, hidden),
-            prefix + "mlp.up_proj.weight": (inter, hidden),
-            prefix + "mlp.down_proj.weight": (hidden, inter),
+        modules = {
+            "input_layernorm": ((hidden,), False),
+            "self_attn.q_proj": ((q_size, hidden), self.attention_bias),
+            "self_attn.k_proj": ((kv_size, hidden), self.attention_bias),
+            "self_attn.v_proj": ((kv_size, hidden), self.attention_bias),
+            "self_attn.o_proj": ((hidden, q_size), self.attention_bias),
+            "post_attention_layernorm": ((hidden,), False),
+            "mlp.gate_proj": ((inter, hidden), self.mlp_bias),
+            "mlp.up_proj": ((inter, hidden), self.mlp_bias),
+            "mlp.down_proj": ((hidden, inter), self.mlp_bias),
         }
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, (shape, has_bias) in modules.items():
+            shapes[f"model.layers.{index}.{name}.weight"] = shape
+            if has_bias:
+                shapes[f"model.layers.{index}.{name}.bias"] = shape[:1]
+        return shapes
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight the model needs, in the order of computation."""

@@ -37,25 +37,31 @@ def group_query_attention(
     B, K, P, D = past_key.shape
     T, H = step.bias.shape[2], query.shape[1] // D
     present = [B, K, P + T, D]
+    query, key = query.view(B, T, H * D), key.view(B, T, K * D)
+    tables: tuple[Tensor | None, Tensor | None] = step.cos, step.sin
+    rotates_here = step.cos.dim() == 2
+    if not rotates_here:  # the operator knows one table for all rows, and here each token has its own angles
+        query = torch.onnx.ops.rotary_embedding(query, step.cos, step.sin, num_heads=H)
+        key = torch.onnx.ops.rotary_embedding(key, step.cos, step.sin, num_heads=K)
+        tables = None, None
     inputs = [
-        query.view(B, T, H * D),
-        key.view(B, T, K * D),
+        query,
+        key,
         value.view(B, T, K * D),
         past_key,
         past_value,
         step.seqlens_k,
         step.total_length,
-        step.cos,
-        step.sin,
+        *tables,
         None,  # position_ids, of which the operator would read the first row's alone
         step.bias,
     ]
     context, keys, values = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         inputs,
-        attrs={"num_heads": H, "kv_num_heads": K, "do_rotary": 1, "rotary_interleaved": 0},
+        attrs={"num_heads": H, "kv_num_heads": K, "do_rotary": int(rotates_here), "rotary_interleaved": 0},
         dtypes=[query.dtype] * 3,
         shapes=[[B, T, H * D], present, present],
         version=1,
     )
-    return context.reshape(query.shape), keys, values
+    return context.reshape(B * T, H * D), keys, values

@@ -10,7 +10,7 @@ from llama_export.model.cache import GrowingCache, KVCache
 from llama_export.model.config import LlamaConfig
 from llama_export.model.layer import DecoderLayer, RMSNorm
 from llama_export.model.rope import inverse_frequencies
-from llama_export.model.step import make_step
+from llama_export.model.step import make_step, text_lengths
 
 
 class LlamaModel(nn.Module):
@@ -56,6 +56,7 @@ class LlamaForCausalLM(nn.Module):
         position_ids: Tensor | None = None,
         cache: KVCache | None = None,
         num_logits_to_keep: int = 0,
+        rope_length: int = 0,
     ) -> Tensor:
         """Predict the token after each given one: prefill, a chunk of it, or one step of decoding.
 
@@ -65,6 +66,8 @@ class LlamaForCausalLM(nn.Module):
             position_ids: [B, T] int64; default each row's count of tokens before.
             cache: Holds the P past slots and receives T more; default a fresh one.
             num_logits_to_keep: Compute the logits of the last so many tokens only; 0 means all.
+            rope_length: How long the text will be, if this is a chunk of it; matters where angles depend
+                on the length (``dynamic``, ``longrope``).
 
         Returns:
             Logits [B, T or num_logits_to_keep, V].
@@ -75,7 +78,8 @@ class LlamaForCausalLM(nn.Module):
             attention_mask = torch.ones(B, cache.length + T, dtype=torch.int64, device=input_ids.device)
         if position_ids is None:
             position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -T:]
-        step = make_step(attention_mask, position_ids, self.inv_freq)
+        lengths = text_lengths(position_ids).clamp(min=rope_length)
+        step = make_step(attention_mask, position_ids, self.inv_freq, self.config, lengths)
         hidden = self.model.embed_tokens(input_ids).flatten(0, 1)  # [N, hidden_size]
         for layer in self.model.layers:
             hidden = layer(hidden, step, cache)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llama_export.model.rope import cos_sin
+from llama_export.model.config import LlamaConfig
+from llama_export.model.rope import attention_factor, cos_sin, frequencies_for
 
 
 class Step(NamedTuple):
@@ -24,18 +25,26 @@ class Step(NamedTuple):
     visible: Tensor
 
 
-def make_step(attention_mask: Tensor, position_ids: Tensor, inv_freq: Tensor) -> Step:
+def make_step(
+    attention_mask: Tensor,
+    position_ids: Tensor,
+    inv_freq: Tensor,
+    config: LlamaConfig,
+    lengths: Tensor | None = None,
+) -> Step:
     """Turn the graph's inputs into what the layers need.
 
     Args:
         attention_mask: [B, S] int64: 1 for a token, 0 for padding, past included.
         position_ids: [B, T] int64: positions of the new tokens.
-        inv_freq: [D / 2] float32.
+        inv_freq: What ``inverse_frequencies`` returns.
+        config: The checkpoint's architecture.
+        lengths: As for ``angles``.
 
     Returns:
         The step; its causal diagonal is lower-right: query t sits at slot S - T + t.
     """
-    cos, sin = cos_sin(position_ids, inv_freq)
+    cos, sin = angles(position_ids, inv_freq, config, lengths)
     T, S = position_ids.shape[1], attention_mask.shape[1]
     slots = torch.arange(S, device=attention_mask.device)
     causal = slots <= slots[S - T :].unsqueeze(1)  # [T, S]
@@ -43,12 +52,50 @@ def make_step(attention_mask: Tensor, position_ids: Tensor, inv_freq: Tensor) ->
     return Step(cos, sin, visible)
 
 
+def angles(
+    position_ids: Tensor, inv_freq: Tensor, config: LlamaConfig, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine that rotate a step's new tokens.
+
+    With ``dynamic`` and ``longrope`` they depend on how long the text is. What the cache holds stays
+    rotated as it was.
+
+    Args:
+        position_ids: [B, T] int64.
+        inv_freq: What ``inverse_frequencies`` returns.
+        config: The checkpoint's architecture.
+        lengths: [B, T or 1] int64, of the text that each token is rotated for; default ``text_lengths``.
+
+    Returns:
+        Two tensors [B, T, D / 2] float32.
+    """
+    if config.rope.depends_on_length:
+        lengths = text_lengths(position_ids) if lengths is None else lengths
+        inv_freq = frequencies_for(lengths, inv_freq, config)
+    return cos_sin(position_ids, inv_freq, attention_factor(config))
+
+
+def text_lengths(position_ids: Tensor, at_least: Tensor | None = None) -> Tensor:
+    """How long each row's text is: it ends with the last of the new tokens, if no more is to come.
+
+    Args:
+        position_ids: [B, T] int64.
+        at_least: [1] int64: the length that it is known to have in the end.
+
+    Returns:
+        [B, 1] int64.
+    """
+    lengths = position_ids.amax(dim=1, keepdim=True) + 1
+    return lengths if at_least is None else torch.maximum(lengths, at_least)
+
+
 class FusedStep(NamedTuple):
     """The same facts in the form that ``com.microsoft::GroupQueryAttention`` takes; exported graphs only.
 
     Attributes:
-        cos: [max_position_embeddings, D / 2] float32, the table of all positions.
-        sin: [max_position_embeddings, D / 2] float32.
+        cos: [context_length, D / 2] float32, the table of all positions; [B, T, D / 2], of the new tokens
+            alone, where angles depend on the length of the text.
+        sin: The same.
         seqlens_k: [B] int32: index of each row's last slot in use.
         total_length: [] int32: S.
         bias: [B, 1, T, S] float32: -1e9 on slots in front of a row's first token, else 0.
@@ -71,8 +118,8 @@ def make_fused_step(attention_mask: Tensor, new_tokens: int, cos: Tensor, sin: T
     Args:
         attention_mask: [B, S] int64: 1 for a token, 0 for padding, past included.
         new_tokens: T.
-        cos: [max_position_embeddings, D / 2] float32.
-        sin: [max_position_embeddings, D / 2] float32.
+        cos: As in ``FusedStep``.
+        sin: As in ``FusedStep``.
 
     Returns:
         The step.

@@ -63,7 +63,9 @@ def verify_bundle(
     source_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     with byte_progress("reference", source_bytes) as advance:
         sequences = [[*p.tokens, *c.tokens[:-1]] for p, c in zip(prompts, found, strict=True)]
-        wanted = [logits.numpy() for logits in reference_logits(checkpoint, sequences, advance)]
+        lengths = [len(prompt.tokens) for prompt in prompts]
+        reference = reference_logits(checkpoint, sequences, advance, prompts=lengths)
+        wanted = [logits.numpy() for logits in reference]
 
     return _climb(session, weights, tolerance, prompts, found, wanted, start)
 

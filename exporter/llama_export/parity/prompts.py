@@ -33,7 +33,7 @@ def choose_prompts(
 
     Prompts are cut so that they fill at most half of what the model can hold.
     """
-    longest = max(1, config.max_position_embeddings // 2)
+    longest = max(1, config.context_length // 2)
     if tokenizer is not None:
         encoded = [(text, tokenizer.encode(text)[:longest]) for text in texts]
         return [Prompt(text, tuple(ids)) for text, ids in encoded if ids]
@@ -45,4 +45,4 @@ def choose_prompts(
 def new_tokens(config: LlamaConfig, parameters: int) -> int:
     """How many tokens to generate after each prompt: 64, or 6 where each costs a noticeable time."""
     wanted = 6 if parameters > _LARGE_PARAMETERS else 64
-    return max(1, min(wanted, config.max_position_embeddings // 2))
+    return max(1, min(wanted, config.context_length // 2))

@@ -18,7 +18,11 @@ Advance = Callable[[int], None]
 
 @torch.no_grad()
 def reference_logits(
-    checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], advance: Advance = lambda nbytes: None
+    checkpoint: Checkpoint,
+    sequences: Sequence[Sequence[int]],
+    advance: Advance = lambda nbytes: None,
+    *,
+    prompts: Sequence[int] = (),
 ) -> list[Tensor]:
     """Compute the logits of whole sequences in one teacher-forced pass.
 
@@ -27,6 +31,8 @@ def reference_logits(
             float32, or the head.
         sequences: Token ids, each at least one.
         advance: Called with the number of checkpoint bytes done.
+        prompts: How many tokens of each sequence are read at once, before the others are decoded one by
+            one; matters where angles depend on the length of the text. Default all of them.
 
     Returns:
         For each sequence of T tokens, [T, V] float32.
@@ -43,10 +49,13 @@ def reference_logits(
     if not config.tie_word_embeddings:
         del embedding
     inv_freq = inverse_frequencies(config)
-    steps = [
-        make_step(torch.ones(1, len(ids), dtype=torch.int64), torch.arange(len(ids))[None], inv_freq)
-        for ids in sequences
-    ]
+    read_at_once = prompts or [len(ids) for ids in sequences]
+    steps = []
+    for ids, prompt in zip(sequences, read_at_once, strict=True):
+        positions = torch.arange(len(ids))[None]
+        # Each token is rotated for the text as it was when the token was read.
+        lengths = (positions + 1).clamp(min=prompt)
+        steps.append(make_step(torch.ones_like(positions), positions, inv_freq, config, lengths))
     for index in range(config.num_hidden_layers):
         with torch.device("meta"):
             layer = DecoderLayer(config, 0, "eager")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_export.checkpoint import open_checkpoint
+from llama_export.checkpoint import merge_adapter, open_checkpoint
 from llama_export.errors import OptionError
 from llama_export.parity.ladder import verify_bundle
 from llama_export.parity.report import Report
@@ -14,12 +14,19 @@ from llama_export.progress import byte_progress
 from llama_runtime.manifest import Manifest, check_hashes, read_manifest
 
 
-def verify(bundle: Path, checkpoint: Path, *, texts: Sequence[str] | None = None) -> Report:
+def verify(
+    bundle: Path,
+    checkpoint: Path,
+    *,
+    adapters: Sequence[Path] = (),
+    texts: Sequence[str] | None = None,
+) -> Report:
     """Check a bundle's hashes, that the checkpoint is its source, and then climb the ladder.
 
     Args:
         bundle: Its folder.
         checkpoint: The folder it was exported from.
+        adapters: Those that were merged into it, in the same order.
         texts: Prompts; the default ones where None.
 
     Raises:
@@ -29,11 +36,13 @@ def verify(bundle: Path, checkpoint: Path, *, texts: Sequence[str] | None = None
     """
     manifest = read_manifest(bundle)
     source = open_checkpoint(checkpoint)
+    for adapter in adapters:
+        source = merge_adapter(source, adapter)
     check_bundle_hashes(bundle, manifest)
     digest_of = {entry.path: entry.sha256 for entry in manifest.source}
     proven = {entry.sha256 for entry in manifest.files}
     for path in source.weight_files:
-        expected = digest_of.get(path.name)
+        expected = digest_of.get(source.source_name(path))
         # A linked data file has just been hashed: the same inode needs no second reading.
         if expected in proven and _is_linked(bundle, manifest, path):
             continue

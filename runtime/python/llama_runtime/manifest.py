@@ -26,6 +26,7 @@ __all__ = [
     "Limits",
     "Manifest",
     "Probe",
+    "Rope",
     "TensorSpec",
     "TokenizerFile",
     "Tokens",
@@ -107,6 +108,21 @@ class Limits:
 
     def __post_init__(self) -> None:
         _check_at_least(1, max_position_embeddings=self.max_position_embeddings, vocab_size=self.vocab_size)
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding whose angles depend on how long the text is, beyond the original context.
+
+    ``cached_keys`` says what becomes of keys in the cache when the text grows: they stay as they were.
+    """
+
+    rope_type: Literal["dynamic", "longrope"]
+    original_max_position_embeddings: int
+    cached_keys: Literal["kept"] = "kept"
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, original_max_position_embeddings=self.original_max_position_embeddings)
 
 
 @dataclass(frozen=True)
@@ -216,6 +232,7 @@ class Manifest:
     outputs: tuple[TensorSpec, ...]
     cache: Cache
     limits: Limits
+    rope: Rope | None
     tokens: Tokens
     tokenizer: TokenizerFile | None
     chat_template: ChatTemplates | None

@@ -131,10 +131,12 @@ class Session:
     ) -> np.ndarray:
         B, T = token_ids.shape
         past, tensors, chunks, logits = cache.length, cache.tensors, [], np.empty(0, np.float32)
+        # Every chunk is rotated for the whole text, so that the size of the chunks changes nothing.
+        rope_length = past + T if chunk_tokens < T else 0
         try:
             for start in range(0, T, chunk_tokens):
                 chunk = token_ids[:, start : start + chunk_tokens]
-                shape = StepShape(first_row, B, chunk.shape[1], 0 if all_logits else 1)
+                shape = StepShape(first_row, B, chunk.shape[1], 0 if all_logits else 1, rope_length)
                 logits = self._run(shape, chunk, cache)
                 if all_logits:
                     chunks.append(logits.copy())

@@ -26,12 +26,14 @@ class StepShape:
         rows: B, how many take part.
         tokens: T.
         num_logits_to_keep: How many of the T positions get logits, from the end; 0 is all.
+        rope_length: The length that the text will have when its last chunk is read; 0 for a whole text.
     """
 
     first_row: int
     rows: int
     tokens: int
     num_logits_to_keep: int
+    rope_length: int = 0
 
 
 class Step:
@@ -49,6 +51,7 @@ class Step:
         self._ones = np.ones(B * cache.capacity, np.int64)
         self._mask = self._ones
         self._keep = np.array([shape.num_logits_to_keep], np.int64)
+        self._rope_length = np.array([shape.rope_length], np.int64)
         optional = [spec.name for spec in manifest.optional_inputs]
         kept = shape.num_logits_to_keep if "num_logits_to_keep" in optional else 0
         self._logits = np.empty((B, kept or T, manifest.limits.vocab_size), np.float32)
@@ -60,6 +63,8 @@ class Step:
             self._bind_input("position_ids", self._position_ids)
         if "num_logits_to_keep" in optional:
             self._bind_input("num_logits_to_keep", self._keep)
+        if "rope_length" in optional:
+            self._bind_input("rope_length", self._rope_length)
         if cache.in_place:
             self._bind_buffers(cache)
 

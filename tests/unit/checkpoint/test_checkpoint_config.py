@@ -20,6 +20,14 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 LLAMA3_ROPE = RopeConfig("llama3", 500000.0, 8.0, 1.0, 4.0, 8192)
+LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0, 1.5, 2, 4.0],
+    "long_factor": [1, 3.0, 5.0, 7.5],
+    "original_max_position_embeddings": 16,
+}
+LONG_FACTORS = {"short_factor": (1.0, 1.5, 2.0, 4.0), "long_factor": (1.0, 3.0, 5.0, 7.5)}
+YARN = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 16}
 ABSENT = object()
 
 
@@ -68,6 +76,53 @@ def test_keys_younger_than_llama_1_mean_llama_1_when_absent(raw_config, absent):
         (
             {"rope_theta": 5e5, "rope_scaling": LLAMA3, "original_max_position_embeddings": 8192},
             LLAMA3_ROPE,
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, RopeConfig("linear", factor=2.0)),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.5}},
+            RopeConfig("dynamic", factor=2.5, original_max_position_embeddings=64),
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.5}},
+            RopeConfig("dynamic", factor=2.5, original_max_position_embeddings=64),
+        ),
+        ({"rope_scaling": YARN}, RopeConfig("yarn", factor=4.0, original_max_position_embeddings=16)),
+        (
+            {"rope_scaling": {"type": "yarn"}},
+            RopeConfig("yarn", factor=1.0, original_max_position_embeddings=64),
+        ),
+        (
+            {"rope_parameters": {**YARN, "factor": None, "beta_fast": 24, "beta_slow": 2, "truncate": False}},
+            RopeConfig(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=16,
+                beta_fast=24.0,
+                beta_slow=2.0,
+                truncate=False,
+            ),
+        ),
+        (
+            {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7, "attention_factor": 1.2}},
+            RopeConfig(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=16,
+                mscale=1.0,
+                mscale_all_dim=0.7,
+                attention_factor=1.2,
+            ),
+        ),
+        (
+            {"rope_scaling": LONGROPE},
+            RopeConfig("longrope", factor=4.0, original_max_position_embeddings=16, **LONG_FACTORS),
+        ),
+        (
+            {
+                "rope_scaling": LONGROPE | {"factor": 3, "original_max_position_embeddings": None},
+                "original_max_position_embeddings": 32,
+            },
+            RopeConfig("longrope", factor=3.0, original_max_position_embeddings=32, **LONG_FACTORS),
         ),
     ],
 )
@@ -149,9 +204,9 @@ REFUSED = {
     ),
     "two heads": ({"architectures": ["LlamaForCausalLM", "Other"]}, ["architectures", "Other"]),
     "architectures no list": ({"architectures": "LlamaForCausalLM"}, ["architectures"]),
-    "activation": ({"hidden_act": "gelu"}, ["hidden_act", '"gelu"', '"silu"']),
-    "attention bias": ({"attention_bias": True}, ["attention_bias is true", "only false"]),
-    "mlp bias": ({"mlp_bias": True}, ["mlp_bias is true", "only false"]),
+    "activation": ({"hidden_act": "relu"}, ["hidden_act", '"relu"', '"silu"', '"gelu_pytorch_tanh"']),
+    "activation no text": ({"hidden_act": ["silu"]}, ["hidden_act", '["silu"]']),
+    "attention bias as number": ({"attention_bias": 1}, ["attention_bias is 1", "true or false"]),
     "bias as text": ({"mlp_bias": "false"}, ['mlp_bias is "false"', "true or false"]),
     "tie as number": ({"tie_word_embeddings": 1}, ["tie_word_embeddings is 1", "true or false"]),
     "sliding window": ({"sliding_window": 4096}, ["sliding_window is 4096", "only null"]),
@@ -167,16 +222,62 @@ REFUSED = {
     "odd head_dim": ({"head_dim": 7}, ["head_dim is 7", "even"]),
     "odd implied head_dim": ({"head_dim": None, "hidden_size": 20}, ["head_dim", "5", "even"]),
     "head_dim not whole": ({"head_dim": None, "hidden_size": 26}, ["head_dim is missing", "26", "4"]),
-    "linear": (
-        {"rope_scaling": {"type": "linear", "factor": 2.0}},
-        ["rope_scaling.type", '"linear"', "llama3"],
+    **{
+        f"{kind} without factor": (
+            {"rope_scaling": {"type": kind}},
+            ["rope_scaling.factor is missing", "positive number"],
+        )
+        for kind in ("linear", "dynamic")
+    },
+    "linear by nothing": ({"rope_scaling": {"type": "linear", "factor": 0}}, ["rope_scaling.factor is 0"]),
+    "dynamic that shrinks": (
+        {"rope_scaling": {"type": "dynamic", "factor": 0.5}},
+        ["rope_scaling.factor is 0.5", "at least 1"],
     ),
-    "dynamic": ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ["rope_type", '"dynamic"']),
-    "yarn": (
-        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
-        ["rope_parameters.rope_type", '"yarn"'],
+    "dynamic, one pair": (
+        {"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2}},
+        ["head_dim is 2", "above 2"],
     ),
-    "longrope": ({"rope_scaling": {"type": "longrope"}}, ['"longrope"']),
+    **{
+        f"yarn with bad {key}": ({"rope_parameters": YARN | {key: value}}, [f"rope_parameters.{key} is"])
+        for key, value in {
+            "factor": -4,
+            "beta_fast": 0,
+            "beta_slow": "1",
+            "mscale": True,
+            "mscale_all_dim": -1,
+            "attention_factor": 0,
+            "truncate": 1,
+            "original_max_position_embeddings": 0,
+        }.items()
+    },
+    "yarn betas swapped": (
+        {"rope_scaling": YARN | {"beta_fast": 1, "beta_slow": 32}},
+        ["rope_scaling.beta_fast is 1", "beta_slow, 32"],
+    ),
+    "yarn of base 1": ({"rope_theta": 1.0, "rope_scaling": YARN}, ["rope_theta is 1", "yarn"]),
+    "longrope without factors": (
+        {"rope_scaling": LONGROPE | {"long_factor": None}},
+        ["rope_scaling.long_factor is missing", "head_dim / 2 = 4"],
+    ),
+    "longrope too short": (
+        {"rope_scaling": LONGROPE | {"short_factor": [1, 2]}},
+        ["rope_scaling.short_factor is [1, 2]", "head_dim / 2 = 4"],
+    ),
+    "longrope no number": (
+        {"rope_scaling": LONGROPE | {"short_factor": [1, 2, 3, "4"]}},
+        ["rope_scaling.short_factor.3 is", "positive number"],
+    ),
+    "longrope from one token": (
+        {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 1}},
+        ["original_max_position_embeddings is 1", "above 1"],
+    ),
+    "proportional": (
+        {"rope_parameters": {"rope_type": "proportional", "factor": 1.0}},
+        ["rope_parameters.rope_type", '"proportional"', '"longrope"'],
+    ),
+    "axial": ({"rope_parameters": {"rope_type": "axial"}}, ['"axial"']),
+    "the old name of longrope": ({"rope_scaling": {"type": "su"}}, ['"su"', '"longrope"']),
     "unknown rope": ({"rope_scaling": {"type": "spiral"}}, ['"spiral"', "default"]),
     "rope type no text": ({"rope_scaling": {"type": ["llama3"]}}, ['["llama3"]']),
     "rope type lost": ({"rope_scaling": {"factor": 2.0}}, ["rope_scaling.rope_type is missing"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_checkpoints import CONFIGS
 
 from llama_export.model import ATTENTION_PATHS
 from llama_export.model.attention import ATTENTION
@@ -19,7 +20,8 @@ def draw(B, T, S, dtype=torch.float32):
 
 
 def step_of(mask, T):
-    return make_step(mask, torch.zeros(mask.shape[0], T, dtype=torch.int64), torch.ones(D // 2))
+    positions = torch.zeros(mask.shape[0], T, dtype=torch.int64)
+    return make_step(mask, positions, torch.ones(D // 2), CONFIGS["gqa"])
 
 
 def by_hand(query, keys, values, visible):

@@ -154,6 +154,7 @@ def write_manifest(
             in_place=attention == "flash",
         ),
         limits=Limits(POSITIONS, vocab),
+        rope=None,
         tokens=Tokens(bos_token_id=1, eos_token_ids=(), pad_token_id=None),
         tokenizer=None,
         chat_template=None,

@@ -39,12 +39,18 @@ def export(
     return pipeline.export(checkpoint, output, recipe=recipe, force=force)
 
 
-def convert(checkpoint: str | Path, output: str | Path, *, max_shard_bytes: int | None = None) -> Converted:
+def convert(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    adapters: Sequence[str | Path] = (),
+    max_shard_bytes: int | None = None,
+) -> Converted:
     """Write a checkpoint as a Hugging Face folder; see ``llama_export.conversion.convert``."""
     require_export_extra()
     from llama_export import conversion
 
-    return conversion.convert(checkpoint, output, max_shard_bytes=max_shard_bytes)
+    return conversion.convert(checkpoint, output, adapters=adapters, max_shard_bytes=max_shard_bytes)
 
 
 def verify(

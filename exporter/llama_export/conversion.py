@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llama_export.bundle import Stage, check_target
 from llama_export.bundle.companions import token_ids, write_json, write_tokenizer
-from llama_export.checkpoint import Checkpoint, open_checkpoint
+from llama_export.checkpoint import Checkpoint, open_merged
 from llama_export.checkpoint.fields import CONFIG_FILE
 from llama_export.checkpoint.folder import GENERATION_FILE
 from llama_export.errors import BundleError
@@ -40,7 +41,13 @@ class Converted:
     seconds: float
 
 
-def convert(checkpoint: str | Path, output: str | Path, *, max_shard_bytes: int | None = None) -> Converted:
+def convert(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    adapters: Sequence[str | Path] = (),
+    max_shard_bytes: int | None = None,
+) -> Converted:
     """Write a checkpoint as transformers would: safetensors files, config.json and tokenizer files.
 
     Every weight keeps its precision; no more than a few pieces of one, or one that must be transposed, is in
@@ -49,13 +56,14 @@ def convert(checkpoint: str | Path, output: str | Path, *, max_shard_bytes: int 
     Args:
         checkpoint: A folder in any layout that can be exported.
         output: The folder to write; must not exist, or be empty.
+        adapters: Folders of PEFT adapters to merge, in this order; all weights are then float32.
         max_shard_bytes: No file holds more bytes of tensors, unless it holds only one; default 5 GB.
 
     Raises:
         LlamaExportError: Bad input or output, with one sentence and a hint.
     """
     start = time.monotonic()
-    source, target = open_checkpoint(Path(checkpoint)), Path(output)
+    source, target = open_merged(Path(checkpoint), [Path(adapter) for adapter in adapters]), Path(output)
     refuse_nesting(source.folder, target)
     if target.is_dir() and any(target.iterdir()):
         raise BundleError(f"{target}: exists, convert writes a new folder", "name another output")

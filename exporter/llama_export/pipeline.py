@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from llama_export import parity
 from llama_export.bundle import Stage, beside, build_manifest, check_target, place_file, write_companions
-from llama_export.checkpoint import Checkpoint, merge_adapter, open_checkpoint
+from llama_export.checkpoint import Checkpoint, open_merged
 from llama_export.errors import BundleError, CheckpointError, ParityError
 from llama_export.graph import build_graph
 from llama_export.graph.contract import check_path
@@ -110,9 +110,7 @@ def prepare(
     Raises:
         LlamaExportError: Bad input or output, with one sentence and a hint.
     """
-    source = open_checkpoint(Path(checkpoint))
-    for adapter in recipe.adapters:
-        source = merge_adapter(source, adapter)
+    source = open_merged(Path(checkpoint), recipe.adapters)
     check_path(source.config, recipe.attention)
     plan = plan_weights(source, recipe.weights, recipe.precision)
     if recipe.weights == "beside":

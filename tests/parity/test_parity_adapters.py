@@ -100,3 +100,19 @@ def test_the_plan_shows_what_an_adapter_costs(tmp_path, base, adapters):
     assert result.exit_code == 0, result.output
     values = sum(np.prod(shape) for shape in CONFIGS["gqa"].tensor_shapes().values())
     assert json.loads(result.stdout)["written_bytes"] >= 4 * values
+
+
+def test_convert_merges_them_too(tmp_path, base, adapters):
+    arguments = ["convert", str(base), str(tmp_path / "merged")]
+    for adapter in adapters:
+        arguments += ["--adapter", str(adapter)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float32"
+    ids = torch.arange(30).view(1, 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want = peft_logits(base, list(adapters), ids).numpy()
+    with torch.no_grad():
+        got = transformers_model(tmp_path / "merged")(ids).logits.numpy()
+    assert difference(got, want) <= 1e-4

@@ -6,7 +6,7 @@ export could not honour; the weights stay on disk until one of them is read.
 
 from __future__ import annotations
 
-from llama_export.checkpoint.adapter import merge_adapter
+from llama_export.checkpoint.adapter import merge_adapter, open_merged
 from llama_export.checkpoint.finite import nonfinite
 from llama_export.checkpoint.folder import Checkpoint, open_checkpoint
 from llama_export.checkpoint.tensor import ComputedTensor, LazyTensor, Read, StoredTensor
@@ -20,4 +20,5 @@ __all__ = [
     "merge_adapter",
     "nonfinite",
     "open_checkpoint",
+    "open_merged",
 ]

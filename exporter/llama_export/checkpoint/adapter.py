@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from llama_export.checkpoint.adapter_config import CONFIG_FILE, AdapterConfig, read_adapter_config
-from llama_export.checkpoint.folder import Checkpoint
+from llama_export.checkpoint.folder import Checkpoint, open_checkpoint
 from llama_export.checkpoint.json_file import resolve_file, shown, shown_name
 from llama_export.checkpoint.lora import Factors, merge_embedding, merge_linear
 from llama_export.checkpoint.safetensors import read_header
@@ -19,6 +19,7 @@ from llama_export.errors import CheckpointError
 ADAPTER_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
+_DTYPE_KEYS = {"dtype", "torch_dtype"}  # as transformers 5 and 4 call it
 _KINDS = {
     "lora_A.weight": "A",
     "lora_B.weight": "B",
@@ -29,6 +30,14 @@ _KINDS = {
 }
 _OTHER_BASE = "name the checkpoint that the adapter was trained on"
 _INCOMPLETE = "the adapter's folder is incomplete; download it again, or save it with PEFT once more"
+
+
+def open_merged(folder: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
+    """Open a checkpoint and merge adapters into it, in order; see ``open_checkpoint``, ``merge_adapter``."""
+    checkpoint = open_checkpoint(folder)
+    for adapter in adapters:
+        checkpoint = merge_adapter(checkpoint, adapter)
+    return checkpoint
 
 
 def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
@@ -65,9 +74,11 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         merge = merge_embedding if module == _EMBEDDING else merge_linear
         tensors[key] = merge(tensors[key], _factors(module, parts, tensors[key], config))
 
+    raw_config = checkpoint.raw_config
     return dataclasses.replace(
         checkpoint,
         dtype=torch.float32,
+        raw_config=raw_config | dict.fromkeys(_DTYPE_KEYS & set(raw_config), "float32"),
         tensors={key: widen(tensor) for key, tensor in tensors.items()},
         weight_files=(*checkpoint.weight_files, file),
         adapters=(*checkpoint.adapters, folder),

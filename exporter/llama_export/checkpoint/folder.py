@@ -124,6 +124,8 @@ def _open_hugging_face(
     tensors = collect_tensors(folder, files, config)
     unread = [other.listing for other in found[1:]] + shards[:1]
     notes = [f"read from {files.listing}; the folder holds {', '.join(unread)} too"] if unread else []
+    if raw_config.get("pretraining_tp") not in (None, 1):
+        notes.append("pretraining_tp is ignored, as in transformers: it changes no number")
     return _checkpoint(folder, config_file, raw_config, config, tensors, files.names, companions, notes)
 
 

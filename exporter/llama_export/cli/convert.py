@@ -21,6 +21,9 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2*
 @click.argument("checkpoint", type=FOLDER)
 @click.argument("output", type=FOLDER)
 @click.option(
+    "--adapter", "adapters", type=FOLDER, multiple=True, help="A PEFT adapter to merge; may be repeated."
+)
+@click.option(
     "--max-shard-size",
     default="5GB",
     show_default=True,
@@ -28,7 +31,9 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2*
 )
 @JSON
 @one_sentence
-def convert(checkpoint: Path, output: Path, max_shard_size: str, as_json: bool) -> None:
+def convert(
+    checkpoint: Path, output: Path, adapters: tuple[Path, ...], max_shard_size: str, as_json: bool
+) -> None:
     """Write CHECKPOINT, in Meta's layout, pickles, Flax or safetensors, as a Hugging Face folder in OUTPUT.
 
     The weights are streamed and keep their precision, so that a model far larger than memory converts too.
@@ -36,7 +41,8 @@ def convert(checkpoint: Path, output: Path, max_shard_size: str, as_json: bool) 
     """
     llama_export.require_export_extra()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    converted = llama_export.convert(checkpoint, output, max_shard_bytes=_parse_size(max_shard_size))
+    limit = _parse_size(max_shard_size)
+    converted = llama_export.convert(checkpoint, output, adapters=adapters, max_shard_bytes=limit)
     if as_json:
         facts = {"output": str(converted.output), "files": converted.files, "tensors": converted.tensors}
         echo(facts | {"notes": converted.notes, "seconds": converted.seconds}, as_json)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_export.checkpoint import merge_adapter, open_checkpoint
+from llama_export.checkpoint import open_merged
 from llama_export.errors import OptionError
 from llama_export.parity.ladder import verify_bundle
 from llama_export.parity.report import Report
@@ -35,9 +35,7 @@ def verify(
         LlamaExportError: The checkpoint cannot be read.
     """
     manifest = read_manifest(bundle)
-    source = open_checkpoint(checkpoint)
-    for adapter in adapters:
-        source = merge_adapter(source, adapter)
+    source = open_merged(checkpoint, adapters)
     check_bundle_hashes(bundle, manifest)
     digest_of = {entry.path: entry.sha256 for entry in manifest.source}
     proven = {entry.sha256 for entry in manifest.files}

@@ -85,6 +85,12 @@ def test_hub_snapshot(kind, request, tmp_path, weights):
     assert_same_weights(tmp_path / "named", weights)
 
 
+@pytest.mark.parametrize(("value", "said"), [(None, False), (1, False), (2, True)])
+def test_pretraining_tp_is_ignored_and_said(single, value, said):
+    edit_json(single / "config.json", lambda raw: raw.update(pretraining_tp=value))
+    assert any("pretraining_tp is ignored" in note for note in open_checkpoint(single).notes) == said
+
+
 @pytest.mark.parametrize("size", ["1GB", "20KB"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("style", ["4.x", "5.x"])

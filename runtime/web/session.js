@@ -81,8 +81,9 @@ class Session {
    */
   async prefill(tokens) {
     let logits;
+    const whole = this.length + tokens.length;
     for (let start = 0; start < tokens.length; start += CHUNK_TOKENS) {
-      logits = await this.#run(tokens.slice(start, start + CHUNK_TOKENS));
+      logits = await this.#run(tokens.slice(start, start + CHUNK_TOKENS), whole);
     }
     return logits;
   }
@@ -95,15 +96,18 @@ class Session {
     return this.#run([token]);
   }
 
-  async #run(tokens) {
+  async #run(tokens, whole = 0) {
     const T = tokens.length;
     const S = this.length + T;
+    // Where angles depend on the length of the text, a chunk is rotated for the whole of it.
+    const ropeLength = this.manifest.rope ? { rope_length: new ort.Tensor("int64", [BigInt(whole)], [1]) } : {};
     const limit = this.manifest.limits.max_position_embeddings;
     if (S > limit) throw new PageError(`${S} tokens, the model has ${limit} positions`);
     const outputs = await this.session.run({
       input_ids: int64(tokens),
       attention_mask: int64(Array(S).fill(1)),
       position_ids: int64(tokens.map((_, t) => this.length + t)),
+      ...ropeLength,
       ...this.past,
     });
     const { present_key_name, present_value_name, key_name, value_name } = this.manifest.cache;

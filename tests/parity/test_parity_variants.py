@@ -76,6 +76,19 @@ def test_rows_of_a_batch_are_prefilled_in_chunks_too(made):
     assert difference(prefill, want) <= LIMIT
 
 
+def test_a_text_read_in_several_calls_is_as_long_as_it_is_said_to_be(made):
+    _, checkpoint, session = made
+    ids = tokens(made, ORIGINAL + 20)
+    cache = session.new_cache(capacity=ids.shape[1])
+    parts = [
+        session.prefill(part, cache, all_logits=True, text_tokens=ids.shape[1])
+        for part in np.split(ids, [25, 50], axis=1)
+    ]
+    with torch.no_grad():
+        want = transformers_model(checkpoint)(torch.from_numpy(ids)).logits.numpy()
+    assert difference(np.concatenate(parts, axis=1), want) <= LIMIT
+
+
 def test_the_limit_is_the_context_that_the_rope_reaches(made):
     _, _, session = made
     assert session.manifest.limits.max_position_embeddings == CONTEXT

@@ -192,7 +192,9 @@ class Batch:
         prompt = request._row.prompt_tokens
         chunk = prompt[cache.length : cache.length + CHUNK_TOKENS]
         try:
-            logits = self._generator.session.prefill(np.array([chunk], np.int64), cache)
+            logits = self._generator.session.prefill(
+                np.array([chunk], np.int64), cache, text_tokens=len(prompt)
+            )
         except SessionError as error:
             self._joining = None
             request._end(error)

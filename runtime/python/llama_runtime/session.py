@@ -58,6 +58,7 @@ class Session:
         *,
         all_logits: bool = False,
         chunk_tokens: int = CHUNK_TOKENS,
+        text_tokens: int = 0,
     ) -> np.ndarray:
         """Read tokens into the cache, behind what it holds, a chunk at a time.
 
@@ -66,6 +67,8 @@ class Session:
             cache: From ``new_cache``; advanced by T.
             all_logits: Return the logits of all T positions, not of the last one.
             chunk_tokens: The most tokens in one run: bounds the memory of the attention scores.
+            text_tokens: How long the whole text is, where more of it follows in another call; matters where
+                the angles of rotary embedding depend on it (the manifest's ``rope``).
 
         Returns:
             [B, V] float32 of the last position, or [B, T, V].
@@ -76,10 +79,12 @@ class Session:
         """
         with cache.in_use():
             T = self._check_tokens(token_ids, 2, cache)
+            # Every chunk is rotated for the whole text, so that the size of the chunks changes nothing.
+            rope_length = max(text_tokens, cache.length + T)
             # GroupQueryAttention refuses a past together with B > 1 and T > 1: there, row by row.
             groups = 1 if not cache.in_place else cache.rows
             logits = [
-                self._prefill_rows(rows, group * len(rows), cache, all_logits, chunk_tokens)
+                self._prefill_rows(rows, group * len(rows), cache, all_logits, chunk_tokens, rope_length)
                 for group, rows in enumerate(np.split(token_ids, groups))
             ]
             cache.length += T
@@ -127,12 +132,16 @@ class Session:
             raise SessionError(f"ONNX Runtime cannot run the graph: {_first_line(error)}") from error
 
     def _prefill_rows(
-        self, token_ids: np.ndarray, first_row: int, cache: KVCache, all_logits: bool, chunk_tokens: int
+        self,
+        token_ids: np.ndarray,
+        first_row: int,
+        cache: KVCache,
+        all_logits: bool,
+        chunk_tokens: int,
+        rope_length: int,
     ) -> np.ndarray:
         B, T = token_ids.shape
         past, tensors, chunks, logits = cache.length, cache.tensors, [], np.empty(0, np.float32)
-        # Every chunk is rotated for the whole text, so that the size of the chunks changes nothing.
-        rope_length = past + T if chunk_tokens < T else 0
         try:
             for start in range(0, T, chunk_tokens):
                 chunk = token_ids[:, start : start + chunk_tokens]

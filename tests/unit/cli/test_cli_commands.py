@@ -20,7 +20,7 @@ import llama_runtime
 from llama_export.cli import main
 
 PROMPT = "once upon a time"
-COMMANDS = ["onnx", "verify", "inspect", "run", "selftest"]
+COMMANDS = ["onnx", "convert", "verify", "inspect", "run", "selftest"]
 
 
 @pytest.fixture(autouse=True)

@@ -4,39 +4,7 @@ import { PageError, explain } from "./errors.js";
 
 const MAX_THREADS = 4;
 // The smallest module with a vector instruction: ONNX Runtime needs those.
-const VECTOR_MODULE = Uint8Array.of(
-  0,
-  97,
-  115,
-  109,
-  1,
-  0,
-  0,
-  0,
-  1,
-  5,
-  1,
-  96,
-  0,
-  1,
-  123,
-  3,
-  2,
-  1,
-  0,
-  10,
-  10,
-  1,
-  8,
-  0,
-  65,
-  0,
-  253,
-  15,
-  253,
-  98,
-  11,
-);
+const VECTOR_MODULE = bytes("0061736d010000000105016000017b030201000a0a0108004100fd0ffd620b");
 
 const $ = (id) => document.getElementById(id);
 const base = new URL(new URLSearchParams(location.search).get("bundle") ?? "bundle/", location.href);
@@ -180,10 +148,14 @@ function figures({ count, prefillMs, tokensPerSecond, promptTokens }) {
   return `${count} token${count > 1 ? "s" : ""}${speed}; ${prompt}${prefillMs.toFixed(0)} ms`;
 }
 
+function bytes(hex) {
+  return Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16));
+}
+
 /** Threads need memory that they share, which a page has with the headers that serve.py sends. */
 const threads = () =>
   globalThis.crossOriginIsolated ? Math.min(MAX_THREADS, navigator.hardwareConcurrency || 1) : 1;
-const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
+const megabytes = (count) => (count / 1e6).toFixed(1);
 const number = (id) => ($(id).value === "" ? NaN : Number($(id).value));
 
 $("form").addEventListener("submit", submit);

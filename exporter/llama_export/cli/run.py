@@ -23,7 +23,7 @@ Overflow = Literal["error", "drop_oldest"]
 CHAT_TOKENS = 512
 
 
-@click.command(short_help="Continue a prompt, or chat, with a bundle, without PyTorch.")
+@click.command(short_help="Continue a prompt or chat, without PyTorch.")
 @click.argument("bundle", type=FOLDER)
 @click.argument("prompt", required=False)
 @click.option("--chat", is_flag=True, help="Talk with the model, through its chat template; /help says how.")

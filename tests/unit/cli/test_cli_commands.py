@@ -135,12 +135,14 @@ def test_options_win_over_the_recipe(quick_graphs, checkpoint, tmp_path):
     recipe.write_text('attention = "sdpa"\nweights = "copy"\nprecision = "float16"\nverify = false')
     plan = json.loads(quietly("onnx", checkpoint, "--recipe", recipe, "--dry-run", "--json"))
     assert plan["recipe"] == {
-        "attention": "sdpa", "weights": "copy", "precision": "float16", "verify": False
+        "attention": "sdpa", "weights": "copy", "precision": "float16", "verify": False,
+        "adapters": [],
     }  # fmt: skip
     options = ["--attention", "eager", "--precision", "float32", "--verify"]
     plan = json.loads(quietly("onnx", checkpoint, "--recipe", recipe, "--dry-run", "--json", *options))
     assert plan["recipe"] == {
-        "attention": "eager", "weights": "copy", "precision": "float32", "verify": True
+        "attention": "eager", "weights": "copy", "precision": "float32", "verify": True,
+        "adapters": [],
     }  # fmt: skip
 
 
@@ -238,12 +240,12 @@ def test_inspect_a_checkpoint(talking):
 
 def test_inspect_what_is_not_supported(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(config | {"attention_bias": True}))
+    (checkpoint / "config.json").write_text(json.dumps(config | {"sliding_window": 4096}))
     text = quietly("inspect", checkpoint)
-    assert "supported   no: config.json: attention_bias is true" in text
+    assert "supported   no: config.json: sliding_window is 4096" in text
     facts = json.loads(quietly("inspect", checkpoint, "--json"))
     assert facts["supported"] is False
-    assert "attention_bias" in facts["reason"]
+    assert "sliding_window" in facts["reason"]
 
 
 def test_inspect_a_bundle(talking_bundle):

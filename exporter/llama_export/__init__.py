@@ -55,17 +55,20 @@ def convert(
 
 def verify(
     bundle: str | Path,
-    checkpoint: str | Path,
+    checkpoint: str | Path | None = None,
     *,
     adapters: Sequence[str | Path] = (),
     texts: Sequence[str] | None = None,
+    quick: bool = False,
+    force: bool = False,
 ) -> Report:
     """Compare a bundle with its checkpoint, rung by rung; see ``llama_export.parity.verify``."""
     require_export_extra()
     from llama_export import parity
 
+    source = None if checkpoint is None else Path(checkpoint)
     merged = [Path(adapter) for adapter in adapters]
-    return parity.verify(Path(bundle), Path(checkpoint), adapters=merged, texts=texts)
+    return parity.verify(Path(bundle), source, adapters=merged, texts=texts, quick=quick, force=force)
 
 
 def inspect(folder: str | Path) -> dict[str, Any]:

@@ -87,8 +87,10 @@ def export(
             report = parity.verify_bundle(stage.folder, source)
             if not report.passed:
                 kept = stage.keep_failed()
+                parity.write_report(kept, report, target.name)
                 raise ParityError(
-                    f"{report.first_failure()}; nothing was published", f"the failed bundle is kept in {kept}"
+                    f"{report.first_failure()}; nothing was published",
+                    f"the failed bundle and parity.html, which shows where, are in {kept}",
                 )
             manifest = parity.record(stage.folder, manifest, report)
         if recipe.weights == "beside":

@@ -50,17 +50,20 @@ def plan_lines(plan: ExportPlan) -> list[str]:
 
 
 def report_lines(report: Report) -> list[str]:
-    """One line a rung, and the verdict."""
-    lines, before = [], ""
+    """One line a rung, what is to blame, and the verdict."""
+    lines = []
     for rung in report.rungs:
+        if rung.measured is None and not rung.needed:
+            lines.append(f"-   {rung.name:20} {rung.detail}")
+            continue
         measured = "not measured" if rung.measured is None else f"{rung.measured:.2g}"
         mark = "-" if rung.measured is None else "ok" if rung.passed else "RED"
-        # Most rungs measure the same thing, which is said once.
-        detail = "" if rung.detail == before else f"  {rung.detail}"
-        before = rung.detail
-        lines.append(f"{mark:4}{rung.name:20} {measured:>12}, allowed {rung.tolerance:g}{detail}")
-    verdict = "equal to the reference" if report.passed else f"differs: {report.first_failure()}"
-    return [*lines, f"{verdict}; {report.tokens_compared} tokens in {report.seconds:.1f} s"]
+        lines.append(f"{mark:4}{rung.name:20} {measured:>12}, allowed {rung.tolerance:g}  {rung.detail}")
+    lines += [f"note: {note}" for note in report.notes]
+    same = "equal to the reference" if report.reference else "as at export"
+    verdict = same if report.passed else f"differs: {report.first_failure()}"
+    lines.append(f"{verdict}; {report.tokens_compared} greedy tokens in {report.seconds:.1f} s")
+    return lines if report.blame is None else [*lines, f"blame: {report.blame.sentence}"]
 
 
 def exported_lines(exported: Exported) -> list[str]:
@@ -75,7 +78,7 @@ def exported_lines(exported: Exported) -> list[str]:
     if report is None:
         lines.append("parity    not verified")
     else:
-        worst = max(rung.measured or 0.0 for rung in report.rungs if "logit" in rung.detail)
+        worst = max(rung.measured or 0.0 for rung in report.rungs if rung.unit.startswith("largest logit"))
         lines.append(
             f"parity    equal to eager PyTorch: logits within {worst:.1e} of the largest, "
             f"{report.tokens_compared} greedy tokens the same"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from llama_export.parity.ladder import verify_bundle
-from llama_export.parity.record import record
-from llama_export.parity.report import Report, Rung
+from llama_export.parity.record import record, report_files, write_report
+from llama_export.parity.report import Outcome, Report
+from llama_export.parity.verification import verify_bundle
 from llama_export.parity.verify import verify
 
-__all__ = ["Report", "Rung", "record", "verify", "verify_bundle"]
+__all__ = ["Outcome", "Report", "record", "report_files", "verify", "verify_bundle", "write_report"]

@@ -14,7 +14,20 @@ DEFAULT_TEXTS = (
     "Once upon a time there was",
     "The three most important things to know about the sea are",
 )
+# What rounding costs is measured on running text; this one is ours, so that every bundle can be asked.
+DEFAULT_TEXT = """\
+The harbour master kept two clocks on his wall. One showed the time of the town, the other the time of the
+tide, and visitors often asked which of them was right. "Both," he would say, "but only one of them will wait
+for you." In the winter of the great storm the town's clock stopped, and nobody noticed until the spring,
+because all the boats had gone out and come home by the other one. When the clockmaker finally climbed the
+tower he found a nest of swallows between the wheels. He could have cleared it out in a minute. Instead he
+came down, ordered a cup of tea, and told the mayor that the repair would take until the middle of August.
+Since then the people there say that a thing is on swallow's time when it is late for a good reason. The
+children learn it before they learn to count, and when a teacher asks why the homework is not done, there is
+always one who points to the tower and says nothing at all.
+"""
 _RANDOM_LENGTHS = (11, 7)
+_RANDOM_TEXT_TOKENS = 128
 _LARGE_PARAMETERS = 200_000_000
 
 
@@ -26,23 +39,68 @@ class Prompt:
     tokens: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Workload:
+    """How much is asked: more of a small model, where each token costs nothing.
+
+    Attributes:
+        continued: How many prompts are continued by themselves; all are read as a batch.
+        new_tokens: Greedy tokens after each of them.
+        chunk_tokens: Read in one go behind those.
+        text_tokens: Of the text on which the cost of rounding is measured.
+        whole_context: Whether the model is also read to its last position.
+        every_layer: Whether every layer's intermediate tensors are compared even if nothing is wrong.
+    """
+
+    continued: int
+    new_tokens: int
+    chunk_tokens: int
+    text_tokens: int
+    whole_context: bool
+    every_layer: bool
+
+
+def workload(config: LlamaConfig, parameters: int, prompts: int) -> Workload:
+    """Choose how much to ask, within what the model can hold and what a person will wait for."""
+    large = parameters > _LARGE_PARAMETERS
+    new = max(1, min(4 if large else 64, config.context_length // 2))
+    room = config.context_length - longest_prompt(config) - new
+    return Workload(
+        continued=1 if large else prompts,
+        new_tokens=new,
+        chunk_tokens=max(0, min(7, room)),
+        text_tokens=min(128 if large else 256, config.context_length),
+        whole_context=not large and config.context_length <= 4096,
+        every_layer=not large,
+    )
+
+
+def longest_prompt(config: LlamaConfig) -> int:
+    """Prompts are cut so that they fill at most half of what the model can hold."""
+    return max(1, config.context_length // 2)
+
+
 def choose_prompts(
     config: LlamaConfig, tokenizer: Tokenizer | None, texts: Sequence[str] = DEFAULT_TEXTS
 ) -> list[Prompt]:
-    """Encode the texts, or draw ids from a fixed seed where there is no tokenizer.
-
-    Prompts are cut so that they fill at most half of what the model can hold.
-    """
-    longest = max(1, config.context_length // 2)
+    """Encode the texts, or draw ids from a fixed seed where there is no tokenizer."""
+    longest = longest_prompt(config)
     if tokenizer is not None:
         encoded = [(text, tokenizer.encode(text)[:longest]) for text in texts]
         return [Prompt(text, tuple(ids)) for text, ids in encoded if ids]
-    generator = np.random.default_rng(0)
-    lengths = [min(length, longest) for length in _RANDOM_LENGTHS]
-    return [Prompt(None, tuple(generator.integers(0, config.vocab_size, n).tolist())) for n in lengths]
+    return [Prompt(None, random_tokens(config, min(length, longest))) for length in _RANDOM_LENGTHS]
 
 
-def new_tokens(config: LlamaConfig, parameters: int) -> int:
-    """How many tokens to generate after each prompt: 64, or 6 where each costs a noticeable time."""
-    wanted = 6 if parameters > _LARGE_PARAMETERS else 64
-    return max(1, min(wanted, config.context_length // 2))
+def choose_text(
+    config: LlamaConfig, tokenizer: Tokenizer | None, texts: Sequence[str] | None, limit: int
+) -> tuple[int, ...]:
+    """The tokens on which the cost of rounding is measured: the texts given, or our own."""
+    if tokenizer is None:
+        return random_tokens(config, min(_RANDOM_TEXT_TOKENS, limit))
+    text = "\n".join(texts) if texts else DEFAULT_TEXT.replace("\n", " ").strip()
+    return tuple(tokenizer.encode(text)[:limit])
+
+
+def random_tokens(config: LlamaConfig, count: int) -> tuple[int, ...]:
+    """Tokens that are the same every time."""
+    return tuple(np.random.default_rng(count).integers(0, config.vocab_size, count).tolist())

@@ -2,70 +2,161 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_export.checkpoint import Checkpoint
-from llama_export.model import GrowingCache, make_step
+from llama_export.model import GrowingCache, LlamaConfig, make_step
 from llama_export.model.layer import DecoderLayer, RMSNorm
 from llama_export.model.rope import inverse_frequencies
 
-Advance = Callable[[int], None]
+Read = Callable[[str], Tensor]
+"""From a weight's name to its values, in any float dtype."""
+Watch = Callable[[int, str, Tensor], None]
+"""Called with (sequence, tensor's name, its [T, ...] values) for every intermediate tensor, in order."""
+
+# What is watched in a layer: a module's input or its output, in the order of computation.
+WATCHED: tuple[tuple[str, str], ...] = (
+    ("input_layernorm", "output"),
+    ("self_attn.q_proj", "output"),
+    ("self_attn.k_proj", "output"),
+    ("self_attn.v_proj", "output"),
+    ("self_attn.o_proj", "input"),
+    ("self_attn.o_proj", "output"),
+    ("post_attention_layernorm", "output"),
+    ("mlp.gate_proj", "output"),
+    ("mlp.up_proj", "output"),
+    ("mlp.down_proj", "input"),
+    ("mlp.down_proj", "output"),
+)
+
+
+@torch.no_grad()
+def reference_hidden(
+    config: LlamaConfig,
+    read: Read,
+    sequences: Sequence[Sequence[int]],
+    *,
+    reads: Sequence[Sequence[int]] | None = None,
+    first_positions: Sequence[int] | None = None,
+    layers: int | None = None,
+    watch: Watch | None = None,
+) -> list[Tensor]:
+    """Compute the hidden states of whole sequences in one teacher-forced pass.
+
+    Args:
+        config: The architecture.
+        read: Asked for one weight at a time, in the order of computation; private memory is one layer in
+            float32 and the next weight.
+        sequences: Token ids, each at least one.
+        reads: How many tokens of each sequence are read in each run; matters where angles depend on the
+            length of the text. Default all in one.
+        first_positions: Position of each sequence's first token; default 0.
+        layers: How many layers to compute, from the first; default all.
+        watch: Shown the intermediate tensors.
+
+    Returns:
+        For each sequence of T tokens, [T, hidden_size] float32 behind the last layer computed.
+    """
+    starts = first_positions or [0] * len(sequences)
+    embedding = read("model.embed_tokens.weight")
+    hidden = [embedding[torch.tensor(ids)].float() for ids in sequences]  # [T, hidden_size] each
+    del embedding
+    for index, states in enumerate(hidden):
+        if watch is not None:
+            watch(index, "model.embed_tokens", states)
+    inv_freq = inverse_frequencies(config)
+    steps = []
+    for ids, runs, start in zip(sequences, reads or [[len(ids)] for ids in sequences], starts, strict=True):
+        positions = torch.arange(start, start + len(ids))[None]
+        # Each token is rotated for the text as it was when the token was read.
+        sizes = torch.tensor(runs)
+        lengths = (start + sizes.cumsum(0)).repeat_interleave(sizes)[None]
+        steps.append(make_step(torch.ones_like(positions), positions, inv_freq, config, lengths))
+    count = config.num_hidden_layers if layers is None else layers
+    names = [name for index in range(count) for name in config.layer_shapes(index)]
+    weights = _ahead(read, names)
+    for index in range(count):
+        with torch.device("meta"):
+            layer = DecoderLayer(config, 0, "eager")
+        prefix = f"model.layers.{index}."
+        state = {name.removeprefix(prefix): next(weights) for name in config.layer_shapes(index)}
+        layer.load_state_dict(state, assign=True)
+        for number, step in enumerate(steps):
+            handles = _hook(layer, prefix, number, watch) if watch is not None else []
+            hidden[number] = layer(hidden[number], step, GrowingCache())
+            for handle in handles:
+                handle.remove()
+        del layer, state
+    return hidden
 
 
 @torch.no_grad()
 def reference_logits(
-    checkpoint: Checkpoint,
+    config: LlamaConfig,
+    read: Read,
     sequences: Sequence[Sequence[int]],
-    advance: Advance = lambda nbytes: None,
     *,
-    prompts: Sequence[int] = (),
+    reads: Sequence[Sequence[int]] | None = None,
+    last: Sequence[int] | None = None,
+    watch: Watch | None = None,
 ) -> list[Tensor]:
     """Compute the logits of whole sequences in one teacher-forced pass.
 
     Args:
-        checkpoint: Its weights are read one layer at a time and forgotten; private memory is one layer in
-            float32, or the head.
+        config: The architecture.
+        read: As for ``reference_hidden``.
         sequences: Token ids, each at least one.
-        advance: Called with the number of checkpoint bytes done.
-        prompts: How many tokens of each sequence are read at once, before the others are decoded one by
-            one; matters where angles depend on the length of the text. Default all of them.
+        reads: As for ``reference_hidden``.
+        last: Of how many tokens, from each sequence's end, the logits are wanted; default all.
+        watch: Shown the intermediate tensors.
 
     Returns:
-        For each sequence of T tokens, [T, V] float32.
+        For each sequence of T tokens, [T or last, V] float32.
     """
-    config = checkpoint.config
-
-    def weight(name: str) -> Tensor:
-        tensor = checkpoint.tensors[name].read()
-        advance(tensor.nbytes)
-        return tensor
-
-    embedding = weight("model.embed_tokens.weight")
-    hidden = [embedding[torch.tensor(ids)].float() for ids in sequences]  # [T, hidden_size] each
-    if not config.tie_word_embeddings:
-        del embedding
-    inv_freq = inverse_frequencies(config)
-    read_at_once = prompts or [len(ids) for ids in sequences]
-    steps = []
-    for ids, prompt in zip(sequences, read_at_once, strict=True):
-        positions = torch.arange(len(ids))[None]
-        # Each token is rotated for the text as it was when the token was read.
-        lengths = (positions + 1).clamp(min=prompt)
-        steps.append(make_step(torch.ones_like(positions), positions, inv_freq, config, lengths))
-    for index in range(config.num_hidden_layers):
-        with torch.device("meta"):
-            layer = DecoderLayer(config, 0, "eager")
-        prefix = f"model.layers.{index}."
-        state = {name.removeprefix(prefix): weight(name).float() for name in config.layer_shapes(index)}
-        layer.load_state_dict(state, assign=True)
-        hidden = [layer(h, step, GrowingCache()) for h, step in zip(hidden, steps, strict=True)]
-        del layer, state
-
+    hidden = reference_hidden(config, read, sequences, reads=reads, watch=watch)
     norm = RMSNorm(config, "eager")
-    norm.weight = nn.Parameter(weight("model.norm.weight").float())
-    head = (embedding if config.tie_word_embeddings else weight("lm_head.weight")).float()
-    return [F.linear(norm(h), head) for h in hidden]
+    norm.weight = nn.Parameter(read("model.norm.weight").float())
+    head = read("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight").float()
+    logits = []
+    for number, states in enumerate(hidden):
+        normed = norm(states if last is None else states[-last[number] :])
+        logits.append(F.linear(normed, head))
+        if watch is not None:
+            watch(number, "model.norm", normed)
+            watch(number, "lm_head", logits[-1])
+    return logits
+
+
+def _ahead(read: Read, names: Iterable[str]) -> Iterator[Tensor]:
+    """Yield weights in float32, each read and widened while the one before is used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for name in names:
+            coming = pool.submit(_widened, read, name)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = coming
+        if waiting is not None:
+            yield waiting.result()
+
+
+def _widened(read: Read, name: str) -> Tensor:
+    return read(name).float()
+
+
+def _hook(
+    layer: nn.Module, prefix: str, number: int, watch: Watch
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """Show ``watch`` what goes in and out of a layer's modules."""
+
+    def show(name: str, side: str) -> Callable[..., None]:
+        label = f"{prefix}{name}" + (" input" if side == "input" else "")
+        if side == "input":
+            return lambda module, inputs, output: watch(number, label, inputs[0])
+        return lambda module, inputs, output: watch(number, label, output)
+
+    return [layer.get_submodule(name).register_forward_hook(show(name, side)) for name, side in WATCHED]

@@ -1,15 +1,25 @@
-"""How far a bundle may be from the reference: one table, each entry with its reason and what was measured.
-
-All are fractions of the largest absolute reference logit.
-"""
+"""How far a bundle may be from the reference: one table, each entry with its reason and what was measured."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from llama_export.weights.plan import PRECISIONS
+
+Quantity = Literal["weights", "layer", "logits", "tokens", "rounding", "kl", "top1", "perplexity"]
+UNITS: dict[Quantity, str] = {
+    "weights": "stored values that are not the checkpoint's, rounded to the stored dtype",
+    "layer": "largest difference, as a fraction of the reference's largest value",
+    "logits": "largest logit difference, as a fraction of the largest reference logit",
+    "tokens": "tokens that the reference would not have chosen, near ties apart",
+    "rounding": "largest logit difference from the unrounded checkpoint, as a fraction of its largest logit",
+    "kl": "mean Kullback-Leibler divergence from the unrounded checkpoint, in nats a token",
+    "top1": "share of tokens whose likeliest successor is another than the unrounded checkpoint's",
+    "perplexity": "difference of the perplexity, as a fraction of the unrounded checkpoint's",
+}
 
 
 @dataclass(frozen=True)
@@ -27,14 +37,38 @@ class Tolerance:
     measured: float
 
 
-EXACT = Tolerance(1e-4, "the same weights, float32 sums in another order", 4e-6)
-FLOAT16 = Tolerance(2e-2, "weights rounded to float16's 11 significant bits", 7e-3)
-BFLOAT16 = Tolerance(1e-1, "weights rounded to bfloat16's 8 significant bits", 3e-2)
+_SUMS = "the same weights, float32 sums in another order"
+_BITS16 = "weights rounded to float16's 11 significant bits"
+_BITS8 = "weights rounded to bfloat16's 8 significant bits"
+
+# What every precision owes: it is compared with the reference on the weights that it stores.
+_COMPUTED: dict[Quantity, Tolerance] = {
+    "weights": Tolerance(0, "the weights are the checkpoint's, to the bit", 0),
+    "layer": Tolerance(1e-4, _SUMS, 2e-6),
+    "logits": Tolerance(1e-4, _SUMS, 8e-6),
+    "tokens": Tolerance(0, "a token counts where the reference's choice is clear", 0),
+}
+TOLERANCES: dict[tuple[str, str], dict[Quantity, Tolerance]] = {
+    ("exact", "onnxruntime-cpu"): _COMPUTED,
+    ("float16", "onnxruntime-cpu"): _COMPUTED
+    | {
+        "rounding": Tolerance(2e-2, _BITS16, 6e-3),
+        "kl": Tolerance(2e-4, _BITS16, 3e-5),
+        "top1": Tolerance(2e-2, _BITS16 + ": one token in fifty", 0),
+        "perplexity": Tolerance(1e-2, _BITS16, 4e-3),
+    },
+    ("bfloat16", "onnxruntime-cpu"): _COMPUTED
+    | {
+        "rounding": Tolerance(1e-1, _BITS8, 4e-2),
+        "kl": Tolerance(2e-3, _BITS8, 4e-4),
+        "top1": Tolerance(1e-1, _BITS8, 4e-2),
+        "perplexity": Tolerance(2e-2, _BITS8, 2e-3),
+    },
+}
+"""By what the weights lost on their way into the bundle, and by what runs it."""
 
 
-def tolerance_for(source: torch.dtype, precision: str) -> Tolerance:
-    """The entry for weights of one dtype stored as another."""
+def rounding_of(source: torch.dtype, precision: str) -> str:
+    """What weights of one dtype lose when they are stored as ``precision``: ``"exact"`` is nothing."""
     stored = PRECISIONS[precision]
-    if stored in (source, torch.float32):
-        return EXACT
-    return FLOAT16 if stored == torch.float16 else BFLOAT16
+    return "exact" if stored in (source, torch.float32) else precision

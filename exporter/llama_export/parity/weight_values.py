@@ -1,76 +1,53 @@
-"""The lowest rung: every initializer's values against the checkpoint, read by our own eyes from the file."""
+"""Every stored weight against the checkpoint's, streamed, read by our own eyes from the file."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+from collections.abc import Mapping
 
-import onnx
 import torch
+from torch import Tensor
 
-from llama_export.checkpoint import Checkpoint, LazyTensor, StoredTensor
+from llama_export.checkpoint import Checkpoint, LazyTensor, StoredTensor, nonfinite
 from llama_export.errors import BundleError
-from llama_export.parity.report import Rung
-from llama_runtime.manifest import Manifest
-
-_DTYPES: dict[int, torch.dtype] = {
-    onnx.TensorProto.FLOAT: torch.float32,
-    onnx.TensorProto.FLOAT16: torch.float16,
-    onnx.TensorProto.BFLOAT16: torch.bfloat16,
-}
+from llama_export.parity.report import TensorDifference
 
 
-def compare_weights(folder: Path, manifest: Manifest, checkpoint: Checkpoint) -> Rung:
-    """Compare every weight that the graph names with the checkpoint's, cast to the stored dtype.
+def compare_weights(stored: Mapping[str, StoredTensor], checkpoint: Checkpoint) -> list[TensorDifference]:
+    """Compare every weight with the checkpoint's, cast to the stored dtype.
 
     Bytes that are the checkpoint's own (a hard link, at the same place) need no reading.
 
+    Args:
+        stored: The bundle's weights, by name.
+        checkpoint: What they were made from.
+
     Returns:
-        A rung whose measure is the number of values that differ.
+        One entry for each tensor of the checkpoint.
 
     Raises:
-        BundleError: A weight is missing, or not where the graph says.
+        BundleError: A weight is missing.
     """
-    graph = onnx.load(folder / manifest.model.path, load_external_data=False).graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    data_folder = folder / manifest.model.external_data_folder
-    differing = values = 0
-    for name, source in checkpoint.tensors.items():
-        if name not in stored:
-            raise BundleError(f"{manifest.model.path}: initializer {name} is missing", "export again")
-        candidate = _stored_tensor(stored[name], data_folder)
-        values += source.nbytes // source.dtype.itemsize
-        differing += _count_differences(candidate, source)
-    detail = f"values that differ from the checkpoint's, of {values:,} in {len(checkpoint.tensors)} tensors"
-    return Rung("weights", differing, 0, detail)
+    missing = sorted(set(checkpoint.tensors) - set(stored))
+    if missing:
+        raise BundleError(f"the graph: initializer {missing[0]} is missing", "export again")
+    return [_compare(stored[name], source) for name, source in checkpoint.tensors.items()]
 
 
-def _stored_tensor(tensor: onnx.TensorProto, folder: Path) -> StoredTensor:
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    path = (folder / place["location"]).resolve()
-    return StoredTensor(
-        tensor.name,
-        _DTYPES[tensor.data_type],
-        tuple(tensor.dims),
-        path,
-        int(place["offset"]),
-        int(place["length"]),
-    )
-
-
-def _count_differences(candidate: StoredTensor, source: LazyTensor) -> int:
+def _compare(candidate: StoredTensor, source: LazyTensor) -> TensorDifference:
+    values = math.prod(source.shape)
     if candidate.shape != source.shape:
-        return source.nbytes // source.dtype.itemsize
+        return TensorDifference(candidate.name, values, values, math.inf)
     if isinstance(source, StoredTensor) and _same_bytes(candidate, source):
-        return 0
-    # int views: values that compare equal as floats (0 and -0) still differ as bytes.
-    ints = torch.int32 if candidate.dtype == torch.float32 else torch.int16
-    differing = begin = 0
-    for values in source.pieces():
-        want = values.to(candidate.dtype).contiguous().view(ints)
-        got = candidate.rows(begin, begin + len(values)).view(ints)
-        differing += int((want != got).count_nonzero())
-        begin += len(values)
-    return differing
+        return TensorDifference(candidate.name, values, 0, 0.0)
+    differing, largest, begin = 0, 0.0, 0
+    for want in source.pieces():
+        got = candidate.rows(begin, begin + len(want))
+        begin += len(want)
+        differing += _count_differences(want, got)
+        if want.dtype != got.dtype and got.dtype != torch.float32:
+            largest = max(largest, float((got.float() - want.float()).abs().max()))
+    return TensorDifference(candidate.name, values, differing, largest)
 
 
 def _same_bytes(candidate: StoredTensor, source: StoredTensor) -> bool:
@@ -80,3 +57,13 @@ def _same_bytes(candidate: StoredTensor, source: StoredTensor) -> bool:
         source.dtype,
     )
     return same_place and candidate.file.samefile(source.file)
+
+
+def _count_differences(want: Tensor, got: Tensor) -> int:
+    # int views: values that compare equal as floats (0 and -0) still differ as bytes.
+    ints = torch.int32 if got.dtype == torch.float32 else torch.int16
+    expected, stored = want.to(got.dtype).contiguous().view(ints), got.view(ints)
+    differing = 0 if torch.equal(expected, stored) else int((expected != stored).count_nonzero())
+    # What rounding made infinite is what the cast gives, and still not the checkpoint's value.
+    overflowed = want.dtype != got.dtype and nonfinite(got)
+    return max(differing, int((~torch.isfinite(got)).sum())) if overflowed else differing

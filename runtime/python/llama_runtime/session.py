@@ -6,6 +6,7 @@ tokens, P past tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from llama_runtime.step import Step, StepShape
 CHUNK_TOKENS = 512
 FED_INPUTS = ("input_ids", "attention_mask", "position_ids")
 LOG_ERRORS_ONLY = 3
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class Session:
@@ -221,17 +223,54 @@ def open_session(
         raise MissingExtraError(f"onnxruntime is not installed ({error})", hint) from None
     options = _session_options(onnxruntime, folder, manifest, threads or available_cores())
     path = folder / manifest.model.path
+    inference = _load(onnxruntime, path, options, path, None if widen_at_load else ["ConstantFolding"])
+    _check_contract(path, inference, manifest)
+    return Session(inference, manifest)
+
+
+def open_graph(
+    folder: Path, manifest: Manifest, graph: bytes, *, threads: int | None = None
+) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Load another graph over a bundle's weights, such as a part of its own, to look inside.
+
+    Args:
+        folder: The bundle.
+        manifest: What ``read_manifest`` returned for it.
+        graph: A serialised ONNX model whose external data are the bundle's.
+        threads: As for ``open_session``.
+
+    Returns:
+        From inputs by name, of which those that the graph lacks are left out, to all its outputs by name.
+
+    Raises:
+        SessionError: ONNX Runtime cannot load the graph, or later, run it.
+    """
+    import onnxruntime
+
+    options = _session_options(onnxruntime, folder, manifest, threads or available_cores())
+    data_folder = str((folder / manifest.model.external_data_folder).resolve())
+    options.add_session_config_entry(_DATA_FOLDER, data_folder)
+    inference = _load(onnxruntime, graph, options, folder / manifest.model.path, ["ConstantFolding"])
+    inputs = {spec.name for spec in inference.get_inputs()}
+    names = [spec.name for spec in inference.get_outputs()]
+
+    def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        taken = {name: array for name, array in feeds.items() if name in inputs}
+        try:
+            return dict(zip(names, inference.run(names, taken), strict=True))
+        except Exception as error:  # ONNX Runtime's exceptions share no other base.
+            raise SessionError(f"ONNX Runtime cannot run the graph: {_first_line(error)}") from error
+
+    return run
+
+
+def _load(onnxruntime: Any, model: Path | bytes, options: Any, path: Path, disabled: list[str] | None) -> Any:
     try:
-        inference = onnxruntime.InferenceSession(
-            path,
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=None if widen_at_load else ["ConstantFolding"],
+        return onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
     except Exception as error:  # ONNX Runtime's exceptions share no other base.
         raise SessionError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
-    _check_contract(path, inference, manifest)
-    return Session(inference, manifest)
 
 
 def _session_options(onnxruntime: Any, folder: Path, manifest: Manifest, threads: int) -> Any:
@@ -248,8 +287,7 @@ def _session_options(onnxruntime: Any, folder: Path, manifest: Manifest, threads
         options.add_session_config_entry("session.disable_prepacking", "1")
     data_folder = folder / manifest.model.external_data_folder
     if data_folder.resolve() != (folder / manifest.model.path).parent.resolve():
-        key = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(key, str(data_folder.resolve()))
+        options.add_session_config_entry(_DATA_FOLDER, str(data_folder.resolve()))
     return options
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
@@ -18,6 +19,8 @@ from tiny_checkpoints import CONFIGS, link_like_the_hub, write_checkpoint
 
 import llama_runtime
 from llama_export.cli import main
+
+REPO = Path(__file__).parents[3]
 
 PROMPT = "once upon a time"
 COMMANDS = ["onnx", "convert", "verify", "inspect", "run", "selftest"]
@@ -196,7 +199,8 @@ def test_the_plan_knows_that_file_systems_do_not_share(talking, tmp_path, monkey
 def test_verify(talking, talking_bundle):
     text = quietly("verify", talking_bundle, "--checkpoint", talking)
     lines = text.splitlines()
-    assert all(line.startswith("ok ") for line in lines[:-1])
+    assert all(line.startswith(("ok ", "-   ")) for line in lines[:-1])
+    assert sum(line.startswith("ok ") for line in lines) == 11
     assert lines[-1].startswith("equal to the reference; ")
 
 
@@ -206,22 +210,94 @@ def test_verify_json_with_ones_own_prompts(talking, talking_bundle, tmp_path):
     facts = json.loads(quietly("verify", talking_bundle, *options))
     assert facts["passed"] is True
     assert facts["tokens_compared"] == 3 * 64
-    assert [rung["passed"] for rung in facts["rungs"]] == [True] * len(facts["rungs"])
+    assert all(rung["passed"] for rung in facts["rungs"] if rung["needed"])
 
 
 def test_verify_says_what_differs(talking, talking_bundle, monkeypatch):
     """A looser bundle than the reference allows: exit code 1, and the lowest red rung is named."""
-    from llama_export.parity import ladder
-    from llama_export.parity.tolerances import Tolerance
+    from llama_export.parity import evidence
+    from llama_export.parity.tolerances import TOLERANCES, Tolerance
 
-    monkeypatch.setattr(ladder, "tolerance_for", lambda *_: Tolerance(-1.0, "nothing is good enough", 0.0))
+    nothing = {"logits": Tolerance(-1.0, "nothing is good enough", 0.0)}
+    table = {key: column | nothing for key, column in TOLERANCES.items()}
+    monkeypatch.setattr(evidence, "TOLERANCES", table)
     text = quietly("verify", talking_bundle, "--checkpoint", talking, code=1)
-    assert text.splitlines()[1].startswith("RED prefill")
+    assert text.splitlines()[3].startswith("RED prefill")
     assert "differs: prefill: measured" in text
+    assert "blame: fed directly, with every intermediate tensor exposed, the graph computes what" in text
     assert text.count("not measured") >= 4
     facts = json.loads(quietly("verify", talking_bundle, "--checkpoint", talking, "--json", code=1))
     assert facts["passed"] is False
     assert facts["rungs"][-1]["measured"] is None
+
+
+def test_verify_without_the_checkpoint_says_so(talking_bundle):
+    text = quietly("verify", talking_bundle)
+    assert text.startswith("ok  known answers")
+    assert "note: no checkpoint was named: hashes and known answers alone were checked" in text
+    assert "as at export" in text
+    facts = json.loads(quietly("verify", talking_bundle, "--json"))
+    assert facts["passed"] is True
+    assert facts["reference"] is None
+
+
+def test_verify_quick_leaves_rungs_out_and_says_which(talking, talking_bundle):
+    facts = json.loads(quietly("verify", talking_bundle, "--checkpoint", talking, "--quick", "--json"))
+    assert facts["passed"] is True
+    left_out = [rung["name"] for rung in facts["rungs"] if rung["detail"] == "left out by --quick"]
+    assert left_out == ["left-padded batch", "right-padded batch", "whole context"]
+
+
+def test_verify_another_checkpoint_only_with_force(talking, talking_bundle, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(talking, other)
+    file = other / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+    result = CliRunner().invoke(main, ["verify", str(talking_bundle), "--checkpoint", str(other)])
+    assert result.exit_code == 2
+    assert "model.safetensors: is not a file that" in result.stderr
+    assert "--force" in result.stderr
+    text = quietly("verify", talking_bundle, "--checkpoint", other, "--force", code=1)
+    assert text.startswith("RED weights")
+    assert "compared because of --force" in text
+
+
+@pytest.mark.parametrize("name", ["reports", "one.json", "one.html"])
+def test_verify_writes_a_report(talking, talking_bundle, tmp_path, name):
+    target = tmp_path / name
+    quietly("verify", talking_bundle, "--checkpoint", talking, "--report", target)
+    files = [target] if target.is_file() else sorted(target.iterdir())
+    assert [f.name for f in files] == ([name] if "." in name else ["parity.html", "parity.json"])
+    for file in files:
+        text = file.read_text()
+        if file.suffix == ".json":
+            facts = json.loads(text)
+            assert facts["version"] == 1
+            assert facts["passed"] is True
+            assert {"layers", "positions", "tokens", "logits", "tensors"} == set(facts["plots"])
+            documented = (REPO / "exporter/llama_export/parity/REPORT.md").read_text()
+            fields = {
+                *facts,
+                *facts["rungs"][0],
+                *facts["plots"]["layers"][0],
+                *facts["plots"]["tokens"][0][0],
+            }
+            assert all(f"{field}`" in documented for field in fields)
+            assert all(len(facts["plots"][plot]) > 0 for plot in ("layers", "positions", "tokens", "logits"))
+        else:
+            assert text.count("<svg") == 4
+            assert "http" not in text
+            assert "src=" not in text
+
+
+def test_verify_refuses_a_report_of_another_kind(talking, talking_bundle, tmp_path):
+    arguments = ["verify", str(talking_bundle), "--report", str(tmp_path / "report.pdf")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "report.pdf: a report ends in .json or .html, or is a folder" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 # inspect

@@ -13,12 +13,15 @@ def store_weights_as(graph: ir.Graph, dtypes: dict[str, ir.DataType]) -> None:
 
     Ensures:
         Each has its storage dtype; consumers still see float32. A Gather reads the narrow table and only
-        its few rows are widened, so an embedding is never converted as a whole.
+        its few rows are widened, so an embedding is never converted as a whole. The Casts of weights come
+        first in the graph: ONNX Runtime orders a node's inputs by falling position, so it runs them last,
+        just before their consumer, and needs the memory of one widened weight instead of all of them.
 
     Args:
         graph: The assembled graph.
         dtypes: Storage dtype by initializer name.
     """
+    first = graph[0]
     for name, dtype in dtypes.items():
         weight = graph.initializers[name]
         if dtype == ir.DataType.FLOAT:
@@ -33,7 +36,7 @@ def store_weights_as(graph: ir.Graph, dtypes: dict[str, ir.DataType]) -> None:
             readers = [use.node for use in rows.uses()]
             graph.insert_after(gather, _widen(rows, readers))
         if others:
-            graph.insert_before(min(others, key=graph.index), _widen(weight, others))
+            graph.insert_before(first, _widen(weight, others))
 
 
 def _widen(value: ir.Value, readers: list[ir.Node]) -> ir.Node:

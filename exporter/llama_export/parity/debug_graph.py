@@ -1,0 +1,124 @@
+"""A debug copy of the bundle's graph: intermediate tensors become outputs, the rest is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from llama_export.parity.reference import WATCHED
+from llama_export.parity.scene import Arrays, Run
+from llama_runtime.manifest import Manifest
+from llama_runtime.session import open_graph
+
+# From a stored weight to the weight as it is used.
+_WIDENING = {"Cast", "DequantizeLinear", "Transpose", "Reshape", "Identity"}
+
+
+class DebugGraph:
+    """The bundle's graph, taken apart.
+
+    Args:
+        folder: The bundle.
+        manifest: What ``read_manifest`` returned for it.
+        threads: For ONNX Runtime; None is every core.
+
+    Attributes:
+        manifest: As given.
+        tensors: The reference's name of every intermediate tensor that was found in the graph to its name
+            there, in the order of computation.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None) -> None:
+        self._folder, self.manifest, self._threads = folder, manifest, threads
+        self._model = onnx.load(folder / manifest.model.path, load_external_data=False)
+        nodes = self._model.graph.node
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in nodes:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+        self._weights = [tensor.name for tensor in self._model.graph.initializer]
+        self.tensors = self._find_tensors()
+
+    def open(self, wanted: Sequence[str]) -> Run:
+        """Load as much of the graph as computes some tensors.
+
+        Args:
+            wanted: Keys of ``tensors``.
+
+        Returns:
+            A function from inputs to the wanted tensors by their keys, and all presents that were computed.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        graph = model.graph
+        presents = [value for value in graph.output if value.name != "logits"]
+        names = [self.tensors[key] for key in wanted]
+        needed = _needed(graph, names)
+        del graph.output[:]
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names))
+        # The cache of a layer that is computed anyway: another run may go on from there.
+        computed = {name for node in needed for name in node.output}
+        graph.output.extend(value for value in presents if value.name in computed)
+        del graph.node[:]
+        graph.node.extend(needed)
+        used = {name for node in needed for name in node.input}
+        for field in (graph.initializer, graph.input):
+            kept = [entry for entry in field if entry.name in used]
+            del field[:]
+            field.extend(kept)
+        run = open_graph(self._folder, self.manifest, model.SerializeToString(), threads=self._threads)
+
+        def run_by_key(feeds: Arrays) -> Arrays:
+            found = run(feeds)
+            return found | {key: found[self.tensors[key]] for key in wanted}
+
+        return run_by_key
+
+    def _find_tensors(self) -> dict[str, str]:
+        found = {"model.embed_tokens": self._embedded()}
+        for index in range(self.manifest.cache.num_hidden_layers):
+            for module, side in WATCHED:
+                key = f"model.layers.{index}.{module}"
+                label = key + (" input" if side == "input" else "")
+                found[label] = self._around(f"{key}.weight", side)
+        found["model.norm"] = self._around("model.norm.weight", "output")
+        return {label: name for label, name in found.items() if name is not None} | {"lm_head": "logits"}
+
+    def _around(self, weight: str, side: str) -> str | None:
+        """The value that goes into, or comes out of, the one node that uses a weight."""
+        names = {name for name in self._weights if name == weight or name.startswith(weight + "_")}
+        for _ in range(len(_WIDENING)):
+            widened = {
+                o for n in names for r in self._readers.get(n, []) if r.op_type in _WIDENING for o in r.output
+            }
+            if not widened:
+                break
+            names |= widened
+        users = [r for n in sorted(names) for r in self._readers.get(n, []) if r.op_type not in _WIDENING]
+        if not users:
+            return None
+        states = [name for name in users[0].input if name and name not in names]
+        around = states[:1] if side == "input" else users[0].output[:1]
+        return str(around[0]) if around else None
+
+    def _embedded(self) -> str | None:
+        """The embedded tokens in float32."""
+        names = [name for name in self._weights if name.startswith("model.embed_tokens.weight")]
+        gathers = [r for n in names for r in self._readers.get(n, []) if "Gather" in r.op_type]
+        if not gathers:
+            return None
+        name = str(gathers[0].output[0])
+        casts = [reader for reader in self._readers.get(name, []) if reader.op_type == "Cast"]
+        return str(casts[0].output[0]) if casts else name
+
+
+def _needed(graph: onnx.GraphProto, outputs: Sequence[str]) -> list[onnx.NodeProto]:
+    """The nodes that some values depend on, in the graph's order."""
+    wanted, needed = set(outputs), []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            needed.append(node)
+            wanted.update(node.input)
+    return needed[::-1]

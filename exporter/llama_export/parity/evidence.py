@@ -1,0 +1,254 @@
+"""What candidate and reference compute, each computed once, when a rung first asks for it.
+
+Reading weights, running the bundle and comparing files keep one core busy each for much of their time, so
+what does not depend on the bundle's tokens runs beside what does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from llama_export.checkpoint import Checkpoint
+from llama_export.errors import OptionError
+from llama_export.parity.candidate import Continuation, continue_greedily, prefill_in_chunks
+from llama_export.parity.debug_graph import DebugGraph
+from llama_export.parity.layers import compare_layers
+from llama_export.parity.prompts import (
+    DEFAULT_TEXTS,
+    Workload,
+    choose_prompts,
+    choose_text,
+    random_tokens,
+    workload,
+)
+from llama_export.parity.reference import Read, reference_logits
+from llama_export.parity.report import LayerError, TensorDifference
+from llama_export.parity.scene import Row, Scene, play
+from llama_export.parity.stored_weights import stored_weights
+from llama_export.parity.tolerances import TOLERANCES, Quantity, Tolerance, rounding_of
+from llama_export.parity.weight_values import compare_weights
+from llama_export.progress import byte_progress
+from llama_runtime.manifest import Manifest
+from llama_runtime.session import Session, open_session
+from llama_runtime.tokenizer import open_tokenizer
+
+RUNTIME = "onnxruntime-cpu"
+LAST_TOKENS = 16
+_CHUNK_TOKENS = 100  # no divisor of a context: the last chunk is a short one
+
+
+class Evidence:
+    """One bundle and one checkpoint, and what both say to the same tokens.
+
+    Args:
+        folder: The bundle.
+        manifest: What ``read_manifest`` returned for it.
+        checkpoint: What it was exported from.
+        texts: Prompts; the default ones where None.
+        quick: Leave out all but the lowest rungs.
+        threads: For ONNX Runtime; None is every core.
+        pool: Runs what can run beside the caller.
+
+    Attributes:
+        rounding: What the weights lost on their way: ``"exact"``, ``"float16"``, ...
+        prompts: What the bundle is asked.
+        workload: How much it is asked.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        checkpoint: Checkpoint,
+        *,
+        texts: Sequence[str] | None,
+        quick: bool,
+        threads: int | None,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.folder, self.manifest, self.checkpoint = folder, manifest, checkpoint
+        self.config, self.quick, self.threads = checkpoint.config, quick, threads
+        self.rounding = rounding_of(checkpoint.dtype, manifest.precision)
+        tokenizer = None
+        if manifest.tokenizer is not None:
+            tokenizer = open_tokenizer(folder, manifest.tokenizer, manifest.tokens)
+        self.prompts = choose_prompts(self.config, tokenizer, texts or DEFAULT_TEXTS)
+        if not self.prompts:
+            raise OptionError("the prompts hold no token, needs at least one", "write longer ones")
+        values = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+        self.workload: Workload = workload(self.config, values, len(self.prompts))
+        self.text = choose_text(self.config, tokenizer, texts, self.workload.text_tokens)
+        self.stored = stored_weights(folder, manifest)
+        self._weights: Future[list[TensorDifference]] = pool.submit(compare_weights, self.stored, checkpoint)
+        self.session: Session = open_session(folder, manifest, threads=threads, widen_at_load=False)
+        self._batch: Future[list[np.ndarray]] | None = None if quick else pool.submit(self._play_batch)
+
+    @property
+    def tolerances(self) -> dict[Quantity, Tolerance]:
+        """The table's column for this bundle."""
+        return TOLERANCES[self.rounding, RUNTIME]
+
+    def read_stored(self, name: str) -> Tensor:
+        """A weight as the bundle stores it."""
+        return self.stored[name].read()
+
+    def read_source(self, name: str) -> Tensor:
+        """A weight as the checkpoint has it."""
+        return self.checkpoint.tensors[name].read()
+
+    @property
+    def weights(self) -> list[TensorDifference]:
+        """Every stored tensor against the checkpoint's."""
+        return self._weights.result()
+
+    @cached_property
+    def continued(self) -> list[Continuation]:
+        """Prompts read and continued by the candidate, through the runtime that ships."""
+        n, extra = self.workload.new_tokens, self.workload.chunk_tokens
+        return [
+            continue_greedily(self.session, prompt.tokens, n, self._more(prompt.tokens, extra))
+            for prompt in self.prompts[: self.workload.continued]
+        ]
+
+    @cached_property
+    def first_layer(self) -> list[LayerError]:
+        """Every intermediate tensor of the first layer, over the first prompt."""
+        return self.compare_layers(self.prompt_scene, layers=1)
+
+    def compare_layers(self, scene: Scene, *, layers: int | None = None) -> list[LayerError]:
+        """Every intermediate tensor of the first layers, or of the whole model."""
+        return compare_layers(self.config, self.read_stored, self._debug_graph, scene, layers=layers)
+
+    @cached_property
+    def _debug_graph(self) -> DebugGraph:
+        return DebugGraph(self.folder, self.manifest, self.threads)
+
+    @property
+    def prompt_scene(self) -> Scene:
+        """The first prompt, read in one go."""
+        return Scene((Row(self.prompts[0].tokens),))
+
+    @property
+    def continued_scene(self) -> Scene:
+        """The first continuation: its prompt, its tokens one at a time, its chunk."""
+        found = self.continued[0]
+        row = Row(found.prompt, found.sequence[len(found.prompt) :])
+        return Scene((row,), (*(1 for _ in found.tokens[1:]), len(found.chunk)))
+
+    @staticmethod
+    def _more(tokens: tuple[int, ...], count: int) -> tuple[int, ...]:
+        """As many tokens to read on with: the prompt's own, again."""
+        return (tokens * count)[:count]
+
+    def batch_scene(self, left: bool | None) -> Scene:
+        """All prompts as one batch, then one more token each.
+
+        Args:
+            left: Rows padded in front, rows padded behind; None is both in one batch.
+        """
+        sides = (True, False) if left is None else (left,)
+        following = 1 if self.config.context_length > max(len(p.tokens) for p in self.prompts) else 0
+        rows = tuple(
+            Row(prompt.tokens, prompt.tokens[:following], side) for side in sides for prompt in self.prompts
+        )
+        return Scene(rows, (1,) * following)
+
+    def _play_batch(self) -> list[np.ndarray]:
+        """[N, V] logits of each row of the batch."""
+        rows = play(self.session.run, self.manifest, self.batch_scene(None))
+        return [row["logits"] for row in rows]
+
+    def padded(self, left: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pairs of the candidate's and the reference's logits for the rows padded on one side."""
+        assert self._batch is not None
+        rows, count = self._batch.result(), len(self.prompts)
+        got = rows[:count] if left else rows[count:]
+        return list(zip(got, self.wanted_rows, strict=True))
+
+    @cached_property
+    def context(self) -> tuple[int, ...]:
+        """Random tokens as many as the model has positions; empty where that is too much to ask."""
+        fits = self.workload.whole_context and not self.quick
+        return random_tokens(self.config, self.config.context_length) if fits else ()
+
+    @cached_property
+    def context_logits(self) -> np.ndarray:
+        """[N, V] logits of the last tokens of the context."""
+        return prefill_in_chunks(self.session, self.context, _CHUNK_TOKENS, self._last)
+
+    @property
+    def _last(self) -> int:
+        return min(LAST_TOKENS, len(self.context))
+
+    @cached_property
+    def _wanted(self) -> list[np.ndarray]:
+        """The reference's logits for everything above, in one pass over the weights."""
+        sequences = [found.sequence for found in self.continued]
+        reads = [found.reads for found in self.continued]
+        last = [len(sequence) for sequence in sequences]
+        if not self.quick:
+            scene = self.batch_scene(True)
+            rows = [row.tokens for row in scene.rows]
+            reads += [(len(row.first), *scene.steps) for row in scene.rows]
+            sequences, last = sequences + rows, last + [len(row) for row in rows]
+        if self.context:
+            sequences, last = [*sequences, self.context], [*last, self._last]
+            reads.append((len(self.context),))
+        return self.reference(self.read_stored, sequences, reads, last, "reference")
+
+    def reference(
+        self,
+        read: Read,
+        sequences: Sequence[Sequence[int]],
+        reads: Sequence[Sequence[int]],
+        last: Sequence[int],
+        title: str,
+    ) -> list[np.ndarray]:
+        """The reference's logits, with progress: [N, V] for the last N tokens of each sequence."""
+        total = sum(tensor.nbytes for tensor in self.stored.values())
+        with byte_progress(title, total) as advance:
+
+            def reading(name: str) -> Tensor:
+                tensor = read(name)
+                advance(tensor.nbytes)
+                return tensor
+
+            return [
+                x.numpy() for x in reference_logits(self.config, reading, sequences, reads=reads, last=last)
+            ]
+
+    @cached_property
+    def text_logits(self) -> tuple[np.ndarray, np.ndarray]:
+        """[T, V] logits of the text: the candidate's, and the reference's with the unrounded weights."""
+        cache = self.session.new_cache(capacity=len(self.text))
+        got = self.session.prefill(np.array([self.text], np.int64), cache, all_logits=True)[0]
+        return got, self.reference(
+            self.read_source, [self.text], [[len(self.text)]], [len(self.text)], "unrounded"
+        )[0]
+
+    @property
+    def wanted(self) -> list[np.ndarray]:
+        """[T + n - 1 + m, V] reference logits of each continuation."""
+        return self._wanted[: len(self.continued)]
+
+    @property
+    def wanted_rows(self) -> list[np.ndarray]:
+        """[N, V] reference logits of each of the batch's prompts and what follows it."""
+        return self._wanted[len(self.continued) : len(self.continued) + len(self.prompts)]
+
+    @property
+    def wanted_context(self) -> np.ndarray:
+        """[N, V] reference logits of the last tokens of the context."""
+        return self._wanted[-1]
+
+    @property
+    def scale(self) -> float:
+        """The largest reference logit, which errors are fractions of."""
+        return max(float(np.abs(logits).max()) for logits in self.wanted)

@@ -1,0 +1,61 @@
+"""Layer by layer: intermediate tensors of a debug copy of the graph against the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from llama_export.model import LlamaConfig
+from llama_export.parity.debug_graph import DebugGraph
+from llama_export.parity.reference import Read, reference_hidden, reference_logits
+from llama_export.parity.report import LayerError, layer_of
+from llama_export.parity.scene import Scene, play
+
+
+def compare_layers(
+    config: LlamaConfig, read: Read, graph: DebugGraph, scene: Scene, *, layers: int | None = None
+) -> list[LayerError]:
+    """Run a scene through both and compare every intermediate tensor.
+
+    Args:
+        config: The architecture.
+        read: The weights that the reference computes with.
+        graph: The candidate.
+        scene: What both read.
+        layers: How many layers, from the first; None is the whole model, norm and logits included.
+
+    Returns:
+        One entry for each tensor that the graph shows, in the order of computation.
+    """
+    wanted = _reference(config, read, scene, layers)
+    keys = [key for key in graph.tensors if key in wanted]
+    found = play(graph.open(keys), graph.manifest, scene, keys)
+    return [_error(key, [row[key] for row in found], wanted[key]) for key in keys]
+
+
+def _reference(
+    config: LlamaConfig, read: Read, scene: Scene, layers: int | None
+) -> dict[str, list[np.ndarray]]:
+    """For every tensor, [N, ...] of each row."""
+    rows = [row.tokens for row in scene.rows]
+    reads = [(len(row.first), *scene.steps) for row in scene.rows]
+    seen: dict[str, list[np.ndarray]] = {}
+
+    def watch(row: int, name: str, values: Tensor) -> None:
+        seen.setdefault(name, []).append(values.numpy().reshape(len(rows[row]), -1))
+
+    if layers is None:
+        reference_logits(config, read, rows, reads=reads, watch=watch)
+    else:
+        starts = [scene.first_position] * len(rows)
+        reference_hidden(config, read, rows, reads=reads, first_positions=starts, layers=layers, watch=watch)
+    return seen
+
+
+def _error(key: str, found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> LayerError:
+    scale = max(float(np.abs(want).max()) for want in wanted) or 1.0
+    differences = [np.abs(got - want).max() for got, want in zip(found, wanted, strict=True)]
+    worst = float(np.nan_to_num(np.array(differences), nan=np.inf).max())
+    return LayerError(layer_of(key), key, worst / scale)

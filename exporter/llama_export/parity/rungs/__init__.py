@@ -1,0 +1,1 @@
+"""The rungs, one file each: what is measured, and on which of the evidence."""

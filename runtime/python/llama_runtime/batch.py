@@ -22,7 +22,8 @@ from llama_runtime.row import Row
 from llama_runtime.session import CHUNK_TOKENS
 
 if TYPE_CHECKING:
-    from llama_runtime.generate import Generator, Prompt
+    from llama_runtime.generate import Generator
+    from llama_runtime.prompt import Prompt
 
 MIB = 1 << 20
 

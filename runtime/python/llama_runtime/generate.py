@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,22 +13,17 @@ from llama_runtime.batch import run_batch
 from llama_runtime.beam import BeamSearch
 from llama_runtime.chat_template import ChatTemplate, Message, choose_template
 from llama_runtime.conversation import Conversation, Overflow
-from llama_runtime.errors import (
-    LlamaRuntimeError,
-    ManifestError,
-    OptionError,
-    PromptError,
-    TokenizerError,
-)
+from llama_runtime.errors import LlamaRuntimeError, ManifestError, OptionError, TokenizerError
 from llama_runtime.generation import Generation, Piece, Timings
+from llama_runtime.grammar import GrammarConstraint, GrammarVocabulary
 from llama_runtime.manifest import Manifest, check_structure, read_manifest
 from llama_runtime.options import SamplingOptions
 from llama_runtime.prefix_cache import PrefixCache
+from llama_runtime.prompt import Prompt, check_prompt
 from llama_runtime.row import Row
 from llama_runtime.session import Session, open_session
 from llama_runtime.tokenizer import Tokenizer, open_tokenizer
 
-Prompt = str | Sequence[int]
 OnPiece = Callable[[Piece], object]
 TASK = "text-generation"
 
@@ -41,6 +35,7 @@ class Generator:
         self.session = session
         self.tokenizer = tokenizer
         self._templates: dict[str, ChatTemplate] = {}
+        self._grammar_vocabulary: GrammarVocabulary | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -159,47 +154,6 @@ class Generator:
         """
         return run_batch(self, prompts, options, rows=rows, max_cache_bytes=max_cache_bytes)
 
-    def check_prompt(self, prompt: Prompt, options: SamplingOptions) -> list[int]:
-        """Turn the prompt into tokens and refuse what cannot be generated, before any work.
-
-        Raises:
-            PromptError: Empty, not text, an unknown token, or too long with the tokens asked for.
-            TokenizerError: Text, or stop strings, for a bundle without a tokenizer.
-        """
-        tokens = self._prompt_tokens(prompt, options)
-        if not tokens:
-            raise PromptError("the prompt is empty, and the model has no token that opens a text")
-        V = self.manifest.limits.vocab_size
-        if unknown := [token for token in options.logit_bias if token >= V]:
-            raise OptionError(f"logit_bias has token {unknown[0]}, the model knows 0 to {V - 1}")
-        for token in tokens:
-            if not 0 <= token < V:
-                raise PromptError(f"the prompt has token {token}, the model knows 0 to {V - 1}")
-        limit, wanted = self.manifest.limits.max_position_embeddings, options.max_new_tokens
-        if len(tokens) + wanted > limit:
-            room = limit - len(tokens)
-            raise PromptError(
-                f"{len(tokens)} tokens of prompt and {wanted} new ones are {len(tokens) + wanted}, "
-                f"the model has {limit} positions",
-                f"ask for at most {room} new tokens" if room > 0 else "shorten the prompt",
-            )
-        return tokens
-
-    def _prompt_tokens(self, prompt: Prompt, options: SamplingOptions) -> list[int]:
-        if self.tokenizer is None and (isinstance(prompt, str) or options.stop):
-            hint = "give the prompt as token ids, without stop strings"
-            raise TokenizerError("the bundle has no tokenizer", hint)
-        if isinstance(prompt, str) and self.tokenizer:
-            return self.tokenizer.encode(prompt)
-        try:
-            # Bytes are a sequence of integers too, but nobody means token ids by them.
-            if isinstance(prompt, bytes):
-                raise TypeError
-            return [operator.index(token) for token in prompt]  # type: ignore[arg-type]
-        except TypeError:
-            shown = repr(prompt)[:60]
-            raise PromptError(f"the prompt is {shown}, needs text or a sequence of token ids") from None
-
     def new_row(
         self,
         prompt: Prompt,
@@ -217,15 +171,30 @@ class Generator:
             answer_ends: The text is an answer, which does not continue the prompt's last word; it ends
                 at these tokens as well.
         """
+        prompt_tokens = check_prompt(prompt, options, self.manifest, self.tokenizer)
+        ends = (*self.manifest.tokens.eos_token_ids, *(answer_ends or ()))
         return Row(
-            self.check_prompt(prompt, options),
+            prompt_tokens,
             options,
-            eos_token_ids=(*self.manifest.tokens.eos_token_ids, *(answer_ends or ())),
+            eos_token_ids=ends,
             tokenizer=self.tokenizer,
             opening=self._prompt_text(prompt) if options.return_full_text else "",
             opens_text=answer_ends is not None,
+            constraint=self._constraint(prompt_tokens, options, ends, answer_ends is not None),
             seed=seed,
         )
+
+    def _constraint(
+        self, prompt_tokens: Sequence[int], options: SamplingOptions, ends: Sequence[int], opens_text: bool
+    ) -> GrammarConstraint | None:
+        if not options.constrained:
+            return None
+        if self.tokenizer is None:
+            raise TokenizerError("the bundle has no tokenizer", "ask for no schema, regex or grammar")
+        if self._grammar_vocabulary is None:
+            self._grammar_vocabulary = GrammarVocabulary(self.tokenizer, self.manifest.limits.vocab_size)
+        opens_text = opens_text or self.tokenizer.vocabulary.special_ids.issuperset(prompt_tokens)
+        return self._grammar_vocabulary.constraint(options, ends, opens_text)
 
     def _prompt_text(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):

@@ -11,6 +11,7 @@ import pytest
 
 from llama_runtime.manifest import Manifest
 from llama_runtime.options import SamplingOptions
+from llama_runtime.processors import process
 from llama_runtime.random_numbers import splitmix64, uniform
 from llama_runtime.sampling import candidates, sample
 
@@ -33,12 +34,32 @@ def test_the_random_numbers():
 
 def test_the_sampled_tokens():
     logits = np.array([1.0, 2.5, -1.0, 2.5, 0.5, 2.0], np.float32)
-    rows = _rows("temperature | top_k | top_p | candidates | tokens")
-    assert len(rows) == 3
-    for temperature, top_k, top_p, ids, tokens in rows:
-        options = SamplingOptions(temperature=float(temperature), top_k=int(top_k), top_p=float(top_p))
+    rows = _rows("temperature | top_k | top_p | min_p | candidates | tokens")
+    assert len(rows) == 4
+    for temperature, top_k, top_p, min_p, ids, tokens in rows:
+        options = SamplingOptions(
+            temperature=float(temperature), top_k=int(top_k), top_p=float(top_p), min_p=float(min_p)
+        )
         assert candidates(logits, options)[0].tolist() == [int(token) for token in ids.split()]
         assert [sample(logits, options, 42, n) for n in range(12)] == [int(token) for token in tokens.split()]
+
+
+PROCESSORS = [
+    {"logit_bias": {0: 1.5, 4: -np.inf}},
+    {"repetition_penalty": 2.0},
+    {"presence_penalty": 0.5, "frequency_penalty": 0.25},
+    {"no_repeat_ngram_size": 2},
+    {"min_new_tokens": 4},
+]
+
+
+def test_the_processed_logits():
+    rows = _rows("options | x | all, of which text | processed")
+    for options, (_, x, tokens, processed) in zip(PROCESSORS, rows, strict=True):
+        scores = np.array([float(value) for value in x.strip("`").split()], np.float32)
+        prompt, *text = [int(token) for token in tokens.split()]
+        got = process(scores, SamplingOptions(**options), [prompt], text, (1, 3))
+        assert got.tolist() == [float(value) for value in processed.strip("`").split()]
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Manifest)])

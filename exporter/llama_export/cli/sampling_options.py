@@ -69,7 +69,9 @@ def read_options(values: dict[str, Any]) -> SamplingOptions:
     Raises:
         OptionError: A file cannot be read, or a value is out of range.
     """
-    given = {name: value for name, value in values.items() if value not in (None, (), False)}
+    # By identity, since 0 equals False: a seed of 0 is given.
+    given = {name: value for name, value in values.items() if value is not None and value is not False}
+    given = {name: value for name, value in given.items() if value != ()}
     if "logit_bias" in given:
         given["logit_bias"] = dict(map(_bias, given["logit_bias"]))
     if "early_stopping" in given:

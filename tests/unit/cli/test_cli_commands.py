@@ -366,8 +366,8 @@ def test_run_json(talking_bundle):
 
 def test_a_seed_repeats_a_drawn_text(talking_bundle):
     drawn = ["run", talking_bundle, PROMPT, "-n", "12", "--temperature", "1.5"]
-    first = quietly(*drawn, "--seed", "7")
-    assert quietly(*drawn, "--seed", "7") == first
+    first = quietly(*drawn, "--seed", "0")
+    assert quietly(*drawn, "--seed", "0") == first
     assert quietly(*drawn, "--seed", "8") != first
     # Without one, the seed that was chosen is told, and repeats the text too.
     facts = json.loads(quietly(*drawn, "--json"))

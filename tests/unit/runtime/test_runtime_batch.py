@@ -165,10 +165,10 @@ def test_a_row_that_fails_harms_nobody(generator, alone, monkeypatch, method):
     real = getattr(generator.session, method)
     count = 0
 
-    def poisoned(token_ids, *arguments):
+    def poisoned(token_ids, *arguments, **options):
         nonlocal count
         count += 1
-        logits = real(token_ids, *arguments)
+        logits = real(token_ids, *arguments, **options)
         if count == 3:
             logits[-1] = np.nan
         return logits
@@ -183,10 +183,10 @@ def test_a_row_that_fails_harms_nobody(generator, alone, monkeypatch, method):
 def test_a_prompt_that_cannot_be_read_harms_nobody(generator, alone, monkeypatch):
     real = generator.session.prefill
 
-    def failing(token_ids, cache):
+    def failing(token_ids, cache, **options):
         if token_ids.shape[1] == len(PROMPTS[1]):
             raise SessionError("out of memory")
-        return real(token_ids, cache)
+        return real(token_ids, cache, **options)
 
     monkeypatch.setattr(generator.session, "prefill", failing)
     results = generator.generate_batch(PROMPTS, OPTIONS, rows=3)

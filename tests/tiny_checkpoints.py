@@ -141,9 +141,9 @@ def raw_config(config: LlamaConfig, dtype: str = "float32", **extra: Any) -> dic
         value = getattr(config.rope, key)
         if value is not None:
             rope[key] = list(value) if isinstance(value, tuple) else value
-    facts = {key: value for key, value in dataclasses.asdict(config).items() if key != "rope"}
+    facts = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("rope", "head")}
     return {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [config.architecture],
         "model_type": "llama",
         "dtype": dtype,
         "bos_token_id": 1,

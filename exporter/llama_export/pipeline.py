@@ -112,7 +112,7 @@ def prepare(
     Raises:
         LlamaExportError: Bad input or output, with one sentence and a hint.
     """
-    source = open_merged(Path(checkpoint), recipe.adapters)
+    source = open_merged(Path(checkpoint), recipe.adapters, recipe.task)
     check_path(source.config, recipe.attention)
     plan = plan_weights(source, recipe.weights, recipe.precision)
     if recipe.weights == "beside":

@@ -11,6 +11,7 @@ from typing import Any
 
 from llama_export.errors import OptionError
 from llama_export.model.attention import ATTENTION_PATHS, AttentionPath
+from llama_export.model.config import TASKS, Task
 from llama_export.weights.plan import PRECISIONS, WEIGHT_MODES, WeightMode
 
 
@@ -25,6 +26,7 @@ class Recipe:
         precision: Storage dtype for ``weights="copy"``; None keeps the checkpoint's.
         adapters: Folders of PEFT adapters, merged into the weights in this order.
         verify: Whether the staged bundle must equal the reference before it is published.
+        task: What the bundle is for; None is what the checkpoint was saved for.
 
     Raises:
         OptionError: A value is not one of those allowed.
@@ -35,6 +37,7 @@ class Recipe:
     precision: str | None = None
     adapters: tuple[Path, ...] = ()
     verify: bool = True
+    task: Task | None = None
 
     def __post_init__(self) -> None:
         _one_of("attention", self.attention, ATTENTION_PATHS)
@@ -42,6 +45,8 @@ class Recipe:
             _one_of("weights", self.weights, WEIGHT_MODES)
         if self.precision is not None:
             _one_of("precision", self.precision, tuple(PRECISIONS))
+        if self.task is not None:
+            _one_of("task", self.task, TASKS)
         if not isinstance(self.verify, bool):
             raise OptionError(f"verify is {self.verify!r}, must be true or false")
 

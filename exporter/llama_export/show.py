@@ -79,11 +79,13 @@ def exported_lines(exported: Exported) -> list[str]:
         lines.append("parity    not verified")
     else:
         worst = max(rung.measured or 0.0 for rung in report.rungs if rung.unit.startswith("largest logit"))
-        lines.append(
-            f"parity    equal to eager PyTorch: logits within {worst:.1e} of the largest, "
-            f"{report.tokens_compared} greedy tokens the same"
+        proven = (
+            f"outputs within {worst:.1e} of the largest"
+            if report.known_outputs
+            else f"logits within {worst:.1e} of the largest, {report.tokens_compared} greedy tokens the same"
         )
-    lines.append(f'next      llama-export run {_pasted(exported.output)} "your prompt"')
+        lines.append(f"parity    equal to eager PyTorch: {proven}")
+    lines.append(f"next      llama-export {_COMMANDS[manifest.task].format(_pasted(exported.output))}")
     lines.append(_other_choice(manifest.precision, manifest.weights))
     return [*lines, *(f"note      {note}" for note in exported.notes)]
 
@@ -96,6 +98,15 @@ def converted_lines(converted: Converted) -> list[str]:
         *(f"note      {note}" for note in converted.notes),
         f"next      llama-export onnx {_pasted(converted.output)}",
     ]
+
+
+_COMMANDS = {
+    "text-generation": 'run {} "your prompt"',
+    "feature-extraction": 'embed {} "your text"',
+    "text-classification": 'classify {} "your text"',
+    "token-classification": 'tag {} "your text"',
+    "question-answering": 'answer {} "your question" "your text"',
+}
 
 
 def _other_choice(precision: str, weights: str) -> str:
@@ -140,10 +151,11 @@ def bundle_lines(facts: dict[str, Any]) -> list[str]:
     return [
         f"bundle      {facts['folder']} (format {facts['format_version']}, {facts['task']})",
         f"graph       {graph['path']}, opset {graph['opset']}, {facts['attention']} attention, "
-        f"cache {'in place' if cache['in_place'] else 'growing'}",
+        f"cache {'none' if cache is None else 'in place' if cache['in_place'] else 'growing'}",
+        *([f"labels      {', '.join(facts['classification']['labels'])}"] if facts["classification"] else []),
         f"weights     {facts['precision']}, {facts['weights']}",
         f"limits      {facts['limits']['max_position_embeddings']} positions, "
         f"vocabulary {facts['limits']['vocab_size']}, tokenizer {facts['tokenizer'] or 'none'}",
         *(f"file        {path}  {size(nbytes)}" for path, nbytes in facts["files"].items()),
-        f"parity      {verdict}, {facts['known_answers']} known answers",
+        f"parity      {verdict}, {facts['known_answers'] + facts['known_outputs']} known answers",
     ]

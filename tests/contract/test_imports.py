@@ -36,7 +36,7 @@ LIBRARIES = {"model": {"torch"}}
 TOP = {
     "errors": set(),
     "progress": set(),
-    "recipe": {"model.attention", "weights"},
+    "recipe": {"model.attention", "model.config", "weights"},
     "show": set(),
     "plan": {"bundle.place", "checkpoint", "weights", "recipe", "show"},
     "inspection": {"checkpoint", "weights", "llama_runtime.manifest"},

@@ -28,7 +28,8 @@ def write_companions(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPa
     for source in checkpoint.companions:
         shutil.copyfile(source, folder / source.name)
     write_json(folder / "config.json", _config(checkpoint, plan))
-    write_json(folder / "genai_config.json", genai_config(checkpoint, plan, path))
+    if checkpoint.config.generates:
+        write_json(folder / "genai_config.json", genai_config(checkpoint, plan, path))
     write_tokenizer(folder)
 
 
@@ -43,7 +44,11 @@ def write_tokenizer(folder: Path) -> None:
 def _config(checkpoint: Checkpoint, plan: WeightPlan) -> dict[str, Any]:
     """The checkpoint's config.json, with what transformers.js must know of the data files."""
     settings = {"use_external_data_format": {plan.model_name: len(plan.data_files)}}
-    return checkpoint.raw_config | {"transformers.js_config": settings}
+    return checkpoint.raw_config | {
+        # The graph's, which --task may have chosen: other runtimes pick their class by it.
+        "architectures": [checkpoint.config.architecture],
+        "transformers.js_config": settings,
+    }
 
 
 def genai_config(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPath) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from llama_export.checkpoint import Checkpoint
 from llama_export.errors import CheckpointError
 from llama_export.graph import contract
 from llama_export.model.attention import AttentionPath
-from llama_export.model.config import RopeConfig
+from llama_export.model.config import LlamaConfig, RopeConfig
 from llama_export.weights import FileDigest, WeightPlan
 
 
@@ -39,7 +39,7 @@ def build_manifest(
     folder = "." if plan.mode == "beside" else "onnx"
     return schema.Manifest(
         created_with={name: version(name) for name in ("llama-export", "torch", "onnx", "onnx-ir")},
-        task="text-generation",
+        task=config.head.task,
         precision=plan.precision,
         weights=plan.mode,
         attention=path,
@@ -49,17 +49,8 @@ def build_manifest(
         inputs=_specs(contract.inputs(config)),
         optional_inputs=_specs(contract.optional_inputs(config)),
         outputs=_specs(contract.outputs(config)),
-        cache=schema.Cache(
-            num_hidden_layers=config.num_hidden_layers,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            dtype="float32",
-            key_name=contract.PAST_KEY,
-            value_name=contract.PAST_VALUE,
-            present_key_name=contract.PRESENT_KEY,
-            present_value_name=contract.PRESENT_VALUE,
-            in_place=path == "flash",
-        ),
+        cache=_cache(config, path) if config.generates else None,
+        classification=_classification(config),
         limits=schema.Limits(config.context_length, config.vocab_size),
         rope=_rope(config.rope),
         tokens=tokens(checkpoint),
@@ -68,8 +59,28 @@ def build_manifest(
         files=_entries(files),
         source=_entries(source),
         known_answers=(),
+        known_outputs=(),
         parity=None,
     )
+
+
+def _cache(config: LlamaConfig, path: AttentionPath) -> schema.Cache:
+    return schema.Cache(
+        num_hidden_layers=config.num_hidden_layers,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        dtype="float32",
+        key_name=contract.PAST_KEY,
+        value_name=contract.PAST_VALUE,
+        present_key_name=contract.PRESENT_KEY,
+        present_value_name=contract.PRESENT_VALUE,
+        in_place=path == "flash",
+    )
+
+
+def _classification(config: LlamaConfig) -> schema.Classification | None:
+    head = config.head
+    return schema.Classification(head.labels, head.problem_type) if head.labels else None
 
 
 def tokens(checkpoint: Checkpoint) -> schema.Tokens:

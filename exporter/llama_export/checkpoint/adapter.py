@@ -15,6 +15,7 @@ from llama_export.checkpoint.lora import Factors, merge_embedding, merge_linear
 from llama_export.checkpoint.safetensors import read_header
 from llama_export.checkpoint.tensor import LazyTensor, StoredTensor, widen
 from llama_export.errors import CheckpointError
+from llama_export.model.config import Task
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -32,9 +33,9 @@ _OTHER_BASE = "name the checkpoint that the adapter was trained on"
 _INCOMPLETE = "the adapter's folder is incomplete; download it again, or save it with PEFT once more"
 
 
-def open_merged(folder: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
+def open_merged(folder: Path, adapters: Sequence[Path] = (), task: Task | None = None) -> Checkpoint:
     """Open a checkpoint and merge adapters into it, in order; see ``open_checkpoint``, ``merge_adapter``."""
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, task)
     for adapter in adapters:
         checkpoint = merge_adapter(checkpoint, adapter)
     return checkpoint

@@ -6,18 +6,20 @@ from typing import Any
 
 from llama_export.checkpoint.families import what_is_needed
 from llama_export.checkpoint.fields import NOT_YET, Fields
+from llama_export.checkpoint.head import task_of_architectures
 from llama_export.checkpoint.rope import parse_rope
 from llama_export.model.config import ACTIVATIONS, LlamaConfig
 
 _FLOAT_ORIGINAL = "export the float checkpoint that this one was quantized from"
-_OTHER_FAMILY = "only LLaMA checkpoints with a language-model head are exported so far"
+_OTHER_FAMILY = "only LLaMA checkpoints are exported"
 
 
 def parse_config(raw: dict[str, Any]) -> LlamaConfig:
     """Read the architecture from ``config.json``, as transformers 4.x or 5.x writes it.
 
     Only keys that the format gained after Llama 1 may be absent, and then mean what Llama 1 does.
-    Keys that do not change what the model computes are ignored.
+    Keys that do not change what the model computes are ignored. Which head there is depends on the tensors
+    too, and is ``parse_head``'s to say.
 
     Args:
         raw: ``config.json``, parsed.
@@ -53,8 +55,7 @@ def _refuse_other_models(fields: Fields) -> None:
     """Refuse by name whatever would make the model compute something else than Llama does."""
     if fields.get("model_type") != "llama":
         raise fields.unsupported("model_type", 'must be "llama"', what_is_needed(fields.get("model_type")))
-    if fields.get("architectures") not in (None, ["LlamaForCausalLM"]):
-        raise fields.unsupported("architectures", 'must be ["LlamaForCausalLM"]', _OTHER_FAMILY)
+    task_of_architectures(fields)
     for key in ("quantization_config", "compression_config"):
         if fields.get(key) is not None:
             raise fields.unsupported(

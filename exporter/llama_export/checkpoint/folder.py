@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from llama_export.checkpoint.config import parse_config
-from llama_export.checkpoint.fields import CONFIG_FILE
+from llama_export.checkpoint.fields import CONFIG_FILE, Fields
+from llama_export.checkpoint.head import parse_head
 from llama_export.checkpoint.json_file import read_json_object, reading, resolve_file, shown_name
 from llama_export.checkpoint.meta import read_meta, shard_names
 from llama_export.checkpoint.params import PARAMS_FILE, special_ids
-from llama_export.checkpoint.shards import FORMATS, WeightFiles, collect_tensors, find_weights, fit
+from llama_export.checkpoint.shards import FORMATS, WeightFiles, find_weights, fit, read_tensors
 from llama_export.checkpoint.tensor import LazyTensor
 from llama_export.errors import CheckpointError
-from llama_export.model.config import LlamaConfig
+from llama_export.model.config import LlamaConfig, Task
 
 GENERATION_FILE = "generation_config.json"
 # Read by whoever runs the model, or binding on them; in lower case.
@@ -87,26 +88,28 @@ class Checkpoint:
         return file.name if position < 0 else f"adapters/{position}/{file.name}"
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, task: Task | None = None) -> Checkpoint:
     """Open a LLaMA checkpoint in any layout, reading its JSON files and headers alone.
 
     Args:
         folder: Hugging Face's (``config.json`` with safetensors, ``torch.save``'s files or Flax's, in one
             file or with an index and shards) or Meta's (``params.json`` with ``consolidated.*``); links are
             followed, so a Hub snapshot is fine.
+        task: What it is opened for; None is what it was saved for.
 
     Raises:
         CheckpointError: A file is missing, cannot be read, is malformed, or does not fit the others.
         ConfigError: ``config.json`` or ``params.json`` says something that cannot be honoured exactly.
+        OptionError: It has not the head that ``task`` needs.
     """
     entries = _list_folder(folder)
     found, shards = find_weights(folder, entries), shard_names(entries)
     if found:
-        return _open_hugging_face(folder, entries, found, shards)
+        return _open_hugging_face(folder, entries, found, shards, task)
     if shards and PARAMS_FILE in entries:
-        return _open_meta(folder, entries, shards)
+        return _open_meta(folder, entries, shards, task)
     if (folder / _ORIGINAL / PARAMS_FILE).is_file():
-        opened = open_checkpoint(folder / _ORIGINAL)
+        opened = open_checkpoint(folder / _ORIGINAL, task)
         return replace(
             opened, notes=(f"read from {_ORIGINAL}/, {folder} has no other weights", *opened.notes)
         )
@@ -114,29 +117,31 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _open_hugging_face(
-    folder: Path, entries: list[str], found: tuple[WeightFiles, ...], shards: list[str]
+    folder: Path, entries: list[str], formats: tuple[WeightFiles, ...], shards: list[str], task: Task | None
 ) -> Checkpoint:
-    files = found[0]
+    files, *others = formats
     config_file = folder / CONFIG_FILE
     raw_config = read_json_object(config_file, CONFIG_FILE)
     config = parse_config(raw_config)
     companions = _find_companions(folder, entries)
-    tensors = collect_tensors(folder, files, config)
-    unread = [other.listing for other in found[1:]] + shards[:1]
+    found = read_tensors(folder, files, config)
+    config = replace(config, head=parse_head(Fields(raw_config), found.tensors, task))
+    tensors = fit(found.listing, found.tensors, config, found.origin)
+    unread = [other.listing for other in others] + shards[:1]
     notes = [f"read from {files.listing}; the folder holds {', '.join(unread)} too"] if unread else []
     if raw_config.get("pretraining_tp") not in (None, 1):
         notes.append("pretraining_tp is ignored, as in transformers: it changes no number")
     return _checkpoint(folder, config_file, raw_config, config, tensors, files.names, companions, notes)
 
 
-def _open_meta(folder: Path, entries: list[str], shards: list[str]) -> Checkpoint:
+def _open_meta(folder: Path, entries: list[str], shards: list[str], task: Task | None) -> Checkpoint:
     companions = _find_companions(folder, entries)
     above = _companions_above(folder, {path.name for path in companions})
     companions = tuple(sorted([*companions, *above], key=lambda path: path.name))
     tokenizer = next((path for path in companions if path.name == "tokenizer.model"), None)
     raw_config, tensors = read_meta(folder, shards)
     raw_config |= special_ids(tokenizer, raw_config["vocab_size"])
-    config = parse_config(raw_config)
+    config = replace(parse_config(raw_config), head=parse_head(Fields(raw_config), tensors, task))
     return _checkpoint(
         folder,
         folder / PARAMS_FILE,

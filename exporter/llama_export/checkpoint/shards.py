@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from llama_export.checkpoint.flax_file import model_name, read_flax_file
+from llama_export.checkpoint.head import HEAD_PREFIXES, canonical_name
 from llama_export.checkpoint.json_file import (
     DOWNLOAD_AGAIN,
     read_json_object,
@@ -113,27 +114,39 @@ def _stays_inside(shard: str) -> bool:
     return shard.isprintable() and "\\" not in shard
 
 
-def collect_tensors(folder: Path, files: WeightFiles, config: LlamaConfig) -> dict[str, LazyTensor]:
-    """Read all headers and fit them to the config.
+@dataclass(frozen=True)
+class FoundTensors:
+    """What the headers list, named as in a causal language model's checkpoint.
+
+    Attributes:
+        listing: The file that says what there is, for messages.
+        tensors: By name.
+        origin: The file of each.
+    """
+
+    listing: str
+    tensors: dict[str, LazyTensor]
+    origin: dict[str, str]
+
+
+def read_tensors(folder: Path, files: WeightFiles, config: LlamaConfig) -> FoundTensors:
+    """Read all headers, and check that index and shards agree.
 
     Args:
         folder: Where the files are.
         files: What ``parse_index`` found, or the single file.
-        config: What the checkpoint must be.
-
-    Returns:
-        Exactly ``config.tensor_shapes()``, in that order.
+        config: Says whether the language-model head is the embedding.
 
     Raises:
-        CheckpointError: A file or tensor is missing, malformed, found twice, unexplained, or of the
-            wrong shape.
+        CheckpointError: A file is missing or malformed, or a tensor missing or found twice.
     """
     for name in files.names:
         resolve_file(folder / name, shown_name(name))  # all must be there before the first is read
     stored: dict[str, LazyTensor] = {}
     origin: dict[str, str] = {}
     for name in files.names:
-        for key, tensor in files.format.read(folder / name, shown_name(name)).items():
+        for stored_key, tensor in files.format.read(folder / name, shown_name(name)).items():
+            key = canonical_name(stored_key)
             if _is_harmless(key, config):
                 continue
             if key in stored:
@@ -142,7 +155,7 @@ def collect_tensors(folder: Path, files: WeightFiles, config: LlamaConfig) -> di
                 )
             stored[key], origin[key] = tensor, name
     _check_index(files, origin, config)
-    return fit(files.listing, stored, config, origin)
+    return FoundTensors(files.listing, stored, origin)
 
 
 def _is_harmless(key: str, config: LlamaConfig) -> bool:
@@ -154,14 +167,16 @@ def _check_index(files: WeightFiles, origin: dict[str, str], config: LlamaConfig
     """Check that index and shards say the same, in both directions."""
     if files.listing == files.format.single:
         return
-    for key, shard in files.weight_map.items():
+    weight_map = [(canonical_name(key), shard) for key, shard in files.weight_map.items()]
+    for key, shard in weight_map:
         if not _is_harmless(key, config) and origin.get(key) != shard:
             raise CheckpointError(
                 f"{shown_name(shard)}: tensor {shown_name(key)} is missing, {files.listing} says it is there",
                 _NOT_ITS_INDEX,
             )
+    listed = {key for key, _ in weight_map}
     for key, shard in origin.items():
-        if key not in files.weight_map:
+        if key not in listed:
             raise CheckpointError(
                 f"{shown_name(shard)}: tensor {shown_name(key)} is not in {files.listing}", _NOT_ITS_INDEX
             )
@@ -177,12 +192,13 @@ def fit(
 
     Args:
         listing: The file that says what there is, for messages.
-        stored: What was found.
-        config: What the checkpoint must be.
+        stored: What was found, named as ``canonical_name`` has it.
+        config: What the checkpoint must be; with its head.
         origin: The file of each tensor where they are in several.
 
     Returns:
-        Exactly ``config.tensor_shapes()``, in that order.
+        Exactly ``config.tensor_shapes()``, in that order. A head is left out where only hidden states are
+        wanted.
 
     Raises:
         CheckpointError: A tensor is missing, unexplained, or of the wrong shape.
@@ -204,7 +220,8 @@ def fit(
                 _NOT_TOGETHER,
             )
     for key in stored:
-        if key not in shapes:
+        unwanted_head = config.head.task == "feature-extraction" and key.startswith(HEAD_PREFIXES)
+        if key not in shapes and not unwanted_head:
             raise CheckpointError(
                 f"{origin[key]}: tensor {shown_name(key)} is not explained by config.json, "
                 f"the model has {len(shapes)} tensors and no such one",

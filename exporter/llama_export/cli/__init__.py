@@ -6,11 +6,15 @@ from importlib.metadata import version
 
 import click
 
+from llama_export.cli.answer import answer
+from llama_export.cli.classify import classify
 from llama_export.cli.convert import convert
+from llama_export.cli.embed import embed
 from llama_export.cli.inspect import inspect
 from llama_export.cli.onnx import onnx
 from llama_export.cli.run import run
 from llama_export.cli.selftest import selftest
+from llama_export.cli.tag import tag
 from llama_export.cli.verify import verify
 
 
@@ -37,5 +41,5 @@ def main() -> None:
     """  # noqa: D301  (the \\b that keeps the lines apart is click's, and must be a real one)
 
 
-for command in (onnx, convert, verify, inspect, run, selftest):
+for command in (onnx, convert, verify, inspect, run, embed, classify, tag, answer, selftest):
     main.add_command(command)

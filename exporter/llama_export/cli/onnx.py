@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 @click.option(
     "--recipe", "recipe_file", type=FOLDER, help="TOML file with these choices; options here win over it."
 )
+@click.option("--task", metavar="TASK", type=click.Choice(["text-generation", "feature-extraction",
+                  "text-classification", "token-classification", "question-answering"]),
+              help="What the bundle is for; default what the checkpoint was saved for. text-generation, "
+                   "text-classification, token-classification, question-answering, or feature-extraction: "
+                   "hidden states, from any checkpoint.")  # fmt: skip
 @click.option("--attention", type=click.Choice(["eager", "sdpa", "flash"]),
               help="flash: fastest in ONNX Runtime (default). sdpa: standard operators only, opset 23. "
                    "eager: basic operators only, opset 18.")  # fmt: skip

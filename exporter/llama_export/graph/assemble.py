@@ -1,4 +1,4 @@
-"""One graph from three traces: prologue, ``num_hidden_layers`` copies of one decoder layer, head."""
+"""One graph from four traces: prologue, ``num_hidden_layers`` copies of one decoder layer, norm, head."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llama_export.graph import contract, parts
 from llama_export.graph.constant import add_constant, share_constant
 from llama_export.graph.passes import fuse_residual_norm, simplify_reshapes
 from llama_export.graph.stamp import stamp
-from llama_export.graph.trace import trace
+from llama_export.graph.trace import Traced, trace
 from llama_export.model.attention import AttentionPath
 from llama_export.model.config import LlamaConfig
 from llama_export.model.rope import attention_factor, cos_sin, inverse_frequencies
@@ -23,7 +23,7 @@ _IR_DTYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
 
 
 def build_graph(config: LlamaConfig, path: AttentionPath) -> ir.Model:
-    """Build the causal LM graph of an attention path.
+    """Build the graph of a model on an attention path.
 
     Time and memory do not grow with depth beyond copying the layer's nodes.
 
@@ -36,8 +36,14 @@ def build_graph(config: LlamaConfig, path: AttentionPath) -> ir.Model:
         without values: ``weights`` attaches them.
     """
     opset = contract.OPSETS[path][""]
-    prologue, layer, head = trace(
-        [part(config, path) for part in (parts.prologue, parts.decoder_layer, parts.head)], opset
+    prologue, layer, norm, *head = trace(
+        [
+            parts.prologue(config, path),
+            parts.decoder_layer(config, path),
+            parts.norm(config, path),
+            *parts.head(config),
+        ],
+        opset,
     )
     inputs = {spec.name: _declare(spec) for spec in contract.inputs(config)}
     graph = ir.Graph(
@@ -49,14 +55,17 @@ def build_graph(config: LlamaConfig, path: AttentionPath) -> ir.Model:
     shared |= stamp(graph, prologue, shared, "prologue", lambda name: f"model.{name}")
     presents: list[ir.Value] = []
     for i in range(config.num_hidden_layers):
-        shared["past_key"] = inputs[contract.PAST_KEY.format(i=i)]
-        shared["past_value"] = inputs[contract.PAST_VALUE.format(i=i)]
+        if config.generates:
+            shared["past_key"] = inputs[contract.PAST_KEY.format(i=i)]
+            shared["past_value"] = inputs[contract.PAST_VALUE.format(i=i)]
         shared |= stamp(graph, layer, shared, f"layers.{i}", _layer_weight_names(i))
-        presents += [shared["present_key"], shared["present_value"]]
-    shared["hidden"] = _keep_last(graph, shared["hidden"], optional[contract.NUM_LOGITS_TO_KEEP.name])
-    shared |= stamp(graph, head, shared, "head", _head_weight_names(config).__getitem__)
+        if config.generates:
+            presents += [shared["present_key"], shared["present_value"]]
+    shared |= stamp(graph, norm, shared, "norm", lambda name: f"model.{name}")
+    results = [value for part in head for value in _stamp_head(graph, part, config, shared)]
 
-    for value, spec in zip([shared["logits"], *presents], contract.outputs(config), strict=True):
+    results = results or [shared["last_hidden_state"]]
+    for value, spec in zip([*results, *presents], contract.outputs(config), strict=True):
         value.name, value.shape, value.dtype = spec.name, ir.Shape(spec.shape), _IR_DTYPES[spec.dtype]
         graph.outputs.append(value)
 
@@ -77,10 +86,20 @@ def _layer_weight_names(index: int) -> Callable[[str], str]:
     return lambda name: name.replace("layer", f"model.layers.{index}", 1)
 
 
-def _head_weight_names(config: LlamaConfig) -> dict[str, str]:
-    """A tied head reads the embedding: one initializer, two uses."""
-    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    return {"norm.weight": "model.norm.weight", "lm_head.weight": head}
+def _stamp_head(
+    graph: ir.Graph, head: Traced, config: LlamaConfig, shared: dict[str, ir.Value]
+) -> list[ir.Value]:
+    """Append the head; returns its outputs in the contract's order."""
+    tied = config.generates and config.tie_word_embeddings
+    if config.generates:
+        shared = shared | {
+            "last_hidden_state": _keep_last(
+                graph, shared["last_hidden_state"], shared[contract.NUM_LOGITS_TO_KEEP.name]
+            )
+        }
+    # A tied head reads the embedding: one initializer, two uses.
+    results = stamp(graph, head, shared, "head", lambda name: "model.embed_tokens.weight" if tied else name)
+    return list(results.values())
 
 
 def _rotary_tables(graph: ir.Graph, config: LlamaConfig, path: AttentionPath) -> dict[str, ir.Value]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llama_export.errors import OptionError
 from llama_export.model.attention import AttentionPath
-from llama_export.model.config import LlamaConfig
+from llama_export.model.config import LlamaConfig, Task
 
 BATCH = "batch_size"
 SEQUENCE = "sequence_length"
@@ -66,7 +66,12 @@ def check_path(config: LlamaConfig, path: AttentionPath) -> None:
 
 
 def inputs(config: LlamaConfig) -> list[TensorSpec]:
-    """What a causal LM graph must be fed, in order."""
+    """What a graph must be fed, in order: a task head whole texts, a causal LM steps and their cache."""
+    if not config.generates:
+        return [
+            TensorSpec("input_ids", "int64", (BATCH, SEQUENCE)),
+            TensorSpec("attention_mask", "int64", (BATCH, SEQUENCE)),
+        ]
     past: Dims = (BATCH, config.num_key_value_heads, PAST, config.head_dim)
     specs = [
         TensorSpec("input_ids", "int64", (BATCH, SEQUENCE)),
@@ -79,14 +84,29 @@ def inputs(config: LlamaConfig) -> list[TensorSpec]:
 
 
 def optional_inputs(config: LlamaConfig) -> list[TensorSpec]:
-    """What it may be fed besides; each has a default of 0."""
+    """What a graph may be fed besides; each has a default of 0."""
+    if not config.generates:
+        return []
     return [NUM_LOGITS_TO_KEEP, ROPE_LENGTH] if config.rope.depends_on_length else [NUM_LOGITS_TO_KEEP]
 
 
 def outputs(config: LlamaConfig) -> list[TensorSpec]:
-    """What a causal LM graph returns, in order."""
+    """What a graph returns, in order."""
+    if not config.generates:
+        return _head_outputs(config)
     present: Dims = (BATCH, config.num_key_value_heads, TOTAL, config.head_dim)
     specs = [TensorSpec("logits", "float32", (BATCH, LOGITS, config.vocab_size))]
     for i in range(config.num_hidden_layers):
         specs += [TensorSpec(name.format(i=i), "float32", present) for name in (PRESENT_KEY, PRESENT_VALUE)]
     return specs
+
+
+def _head_outputs(config: LlamaConfig) -> list[TensorSpec]:
+    labels = len(config.head.labels)
+    shapes: dict[Task, dict[str, Dims]] = {
+        "feature-extraction": {"last_hidden_state": (BATCH, SEQUENCE, config.hidden_size)},
+        "text-classification": {"logits": (BATCH, labels)},
+        "token-classification": {"logits": (BATCH, SEQUENCE, labels)},
+        "question-answering": {"start_logits": (BATCH, SEQUENCE), "end_logits": (BATCH, SEQUENCE)},
+    }
+    return [TensorSpec(name, "float32", shape) for name, shape in shapes[config.head.task].items()]

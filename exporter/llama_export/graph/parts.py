@@ -1,8 +1,8 @@
-"""The model cut into the three parts that are traced once each: prologue, decoder layer, head.
+"""The model cut into the parts that are traced once each: prologue, decoder layer, norm, head.
 
 A part says which tensors it takes, with their dims by name, so that one place knows how to trace them all.
 Hidden states cross from part to part as [B, T, hidden_size]; the flattening on either side of a seam
-cancels in ``passes/reshape.py``.
+cancels in ``passes/reshape.py``. A task head sees whole texts: its parts have no past, and S is T.
 """
 
 from __future__ import annotations
@@ -11,16 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_export.graph.contract import BATCH, LOGITS, PAST, ROPE_LENGTH, SEQUENCE, TOTAL, Dims
+from llama_export.graph.contract import BATCH, LOGITS, PAST, ROPE_LENGTH, SEQUENCE, TOTAL, Dims, outputs
 from llama_export.model.attention import AttentionPath
 from llama_export.model.cache import GrowingCache
 from llama_export.model.config import LlamaConfig
+from llama_export.model.heads import HEADS
 from llama_export.model.layer import DecoderLayer, RMSNorm
 from llama_export.model.rope import inverse_frequencies
-from llama_export.model.step import FusedStep, Step, angles, make_fused_step, make_step, text_lengths
+from llama_export.model.step import (
+    FusedStep,
+    Step,
+    angles,
+    make_fused_step,
+    make_step,
+    positions,
+    text_lengths,
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Part:
 
 def step_tensors(config: LlamaConfig, path: AttentionPath) -> dict[str, tuple[Dims, torch.dtype]]:
     """What the prologue computes for all layers, in the order of the step's fields."""
-    half = config.head_dim // 2
+    half, total = config.head_dim // 2, _total(config)
     per_token: Dims = (BATCH, SEQUENCE, half)
     if path == "flash":
         table: Dims = per_token if config.rope.depends_on_length else (config.context_length, half)
@@ -49,13 +57,18 @@ def step_tensors(config: LlamaConfig, path: AttentionPath) -> dict[str, tuple[Di
             "sin": (table, torch.float32),
             "seqlens_k": ((BATCH,), torch.int32),
             "total_length": ((), torch.int32),
-            "bias": ((BATCH, 1, SEQUENCE, TOTAL), torch.float32),
+            "bias": ((BATCH, 1, SEQUENCE, total), torch.float32),
         }
     return {
         "cos": (per_token, torch.float32),
         "sin": (per_token, torch.float32),
-        "visible": ((BATCH, 1, SEQUENCE, TOTAL), torch.bool),
+        "visible": ((BATCH, 1, SEQUENCE, total), torch.bool),
     }
+
+
+def _total(config: LlamaConfig) -> str:
+    """S by name: without a past it is T."""
+    return TOTAL if config.generates else SEQUENCE
 
 
 class _Prologue(nn.Module):
@@ -70,10 +83,12 @@ class _Prologue(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        position_ids: Tensor,
         inv_freq: Tensor,
+        position_ids: Tensor | None = None,
         rope_length: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
+        if position_ids is None:
+            position_ids = positions(attention_mask)
         lengths = text_lengths(position_ids, rope_length)
         step = make_step(attention_mask, position_ids, inv_freq, self.config, lengths)
         return self.embed_tokens(input_ids), *step
@@ -96,10 +111,12 @@ class _FusedAnglesPrologue(_Prologue):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        position_ids: Tensor,
         inv_freq: Tensor,
+        position_ids: Tensor | None = None,
         rope_length: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
+        if position_ids is None:
+            position_ids = positions(attention_mask)
         lengths = text_lengths(position_ids, rope_length)
         cos, sin = angles(position_ids, inv_freq, self.config, lengths)
         step = make_fused_step(attention_mask, input_ids.shape[1], cos, sin)
@@ -111,29 +128,38 @@ def prologue(config: LlamaConfig, path: AttentionPath) -> Part:
     int64 = torch.int64
     inputs: dict[str, tuple[Dims, torch.dtype]] = {
         "input_ids": ((BATCH, SEQUENCE), int64),
-        "attention_mask": ((BATCH, TOTAL), int64),
+        "attention_mask": ((BATCH, _total(config)), int64),
     }
     step = step_tensors(config, path)
     if path == "flash" and not config.rope.depends_on_length:
         inputs |= {name: step[name] for name in ("cos", "sin")}
         return Part(lambda: _FusedPrologue(config), inputs, ("hidden", "seqlens_k", "total_length", "bias"))
-    inputs["position_ids"] = ((BATCH, SEQUENCE), int64)
     inputs["inv_freq"] = (tuple(inverse_frequencies(config).shape), torch.float32)
-    if config.rope.depends_on_length:
+    if config.generates:
+        inputs["position_ids"] = ((BATCH, SEQUENCE), int64)
+    if config.generates and config.rope.depends_on_length:
         inputs["rope_length"] = ROPE_LENGTH.shape, int64
     module = _FusedAnglesPrologue if path == "flash" else _Prologue
     return Part(lambda: module(config), inputs, ("hidden", *step))
 
 
 class _Layer(nn.Module):
-    """One decoder layer over explicit past tensors."""
+    """One decoder layer over whole texts."""
 
     def __init__(self, config: LlamaConfig, path: AttentionPath) -> None:
         super().__init__()
         self.layer = DecoderLayer(config, 0, path)
         self.step = FusedStep if path == "flash" else Step
 
-    def forward(
+    def forward(self, hidden: Tensor, *step: Tensor) -> Tensor:
+        out: Tensor = self.layer(hidden.flatten(0, 1), self.step(*step), GrowingCache())
+        return out.view(hidden.shape)
+
+
+class _CachedLayer(_Layer):
+    """One decoder layer over explicit past tensors."""
+
+    def forward(  # type: ignore[override]
         self, hidden: Tensor, past_key: Tensor, past_value: Tensor, *step: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         cache = GrowingCache([past_key], [past_value])
@@ -143,30 +169,59 @@ class _Layer(nn.Module):
 
 def decoder_layer(config: LlamaConfig, path: AttentionPath) -> Part:
     """One decoder layer; the graph holds ``num_hidden_layers`` copies of its trace."""
+    inputs: dict[str, tuple[Dims, torch.dtype]] = {"hidden": _hidden(config, SEQUENCE)}
+    if not config.generates:
+        return Part(lambda: _Layer(config, path), inputs | step_tensors(config, path), ("hidden",))
     past = (BATCH, config.num_key_value_heads, PAST, config.head_dim), torch.float32
-    inputs: dict[str, tuple[Dims, torch.dtype]] = {
-        "hidden": ((BATCH, SEQUENCE, config.hidden_size), torch.float32),
-        "past_key": past,
-        "past_value": past,
-    }
-    inputs |= step_tensors(config, path)
-    return Part(lambda: _Layer(config, path), inputs, ("hidden", "present_key", "present_value"))
+    inputs |= {"past_key": past, "past_value": past} | step_tensors(config, path)
+    return Part(lambda: _CachedLayer(config, path), inputs, ("hidden", "present_key", "present_value"))
 
 
-class _Head(nn.Module):
-    """Final norm and language-model head."""
+def _hidden(config: LlamaConfig, length: str) -> tuple[Dims, torch.dtype]:
+    return (BATCH, length, config.hidden_size), torch.float32
+
+
+class _Norm(nn.Module):
+    """Final norm."""
 
     def __init__(self, config: LlamaConfig, path: AttentionPath) -> None:
         super().__init__()
         self.norm = RMSNorm(config, path)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits = F.linear(self.norm(hidden.flatten(0, 1)), self.lm_head.weight)  # [N, V]
-        return logits.view(*hidden.shape[:2], -1)
+        normed: Tensor = self.norm(hidden.flatten(0, 1))
+        return normed.view(hidden.shape)
 
 
-def head(config: LlamaConfig, path: AttentionPath) -> Part:
-    """The part behind the last layer, over the tokens whose logits are wanted."""
-    hidden: Dims = (BATCH, LOGITS, config.hidden_size)
-    return Part(lambda: _Head(config, path), {"hidden": (hidden, torch.float32)}, ("logits",))
+def norm(config: LlamaConfig, path: AttentionPath) -> Part:
+    """The part behind the last layer."""
+    return Part(lambda: _Norm(config, path), {"hidden": _hidden(config, SEQUENCE)}, ("last_hidden_state",))
+
+
+class _LanguageModelHead(nn.Module):
+    """Predicts the token after each kept one."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, last_hidden_state: Tensor) -> Tensor:
+        logits: Tensor = self.lm_head(last_hidden_state.flatten(0, 1))  # [N, V]
+        return logits.view(*last_hidden_state.shape[:2], -1)
+
+
+def head(config: LlamaConfig) -> list[Part]:
+    """The part that gives the outputs, over kept tokens or whole texts; none where those of norm are they."""
+    if config.head.task == "feature-extraction":
+        return []
+    if config.generates:
+        inputs = {"last_hidden_state": _hidden(config, LOGITS)}
+        return [Part(lambda: _LanguageModelHead(config), inputs, ("logits",))]
+    texts = (BATCH, SEQUENCE), torch.int64
+    inputs = {
+        "last_hidden_state": _hidden(config, SEQUENCE),
+        "input_ids": texts,
+        "attention_mask": texts,
+    }
+    names = tuple(spec.name for spec in outputs(config))
+    return [Part(lambda: HEADS[config.head.task](config), inputs, names)]

@@ -16,18 +16,24 @@ from __future__ import annotations
 
 from llama_export.model.attention import ATTENTION_PATHS
 from llama_export.model.cache import GrowingCache, KVCache, StaticCache
-from llama_export.model.config import LlamaConfig, RopeConfig
-from llama_export.model.llama import LlamaForCausalLM
+from llama_export.model.config import TASKS, HeadConfig, LlamaConfig, RopeConfig, Task
+from llama_export.model.heads import HEADS
+from llama_export.model.llama import LlamaForCausalLM, LlamaModel
 from llama_export.model.step import Step, make_step
 
 __all__ = [
     "ATTENTION_PATHS",
+    "HEADS",
+    "TASKS",
     "GrowingCache",
+    "HeadConfig",
     "KVCache",
     "LlamaConfig",
     "LlamaForCausalLM",
+    "LlamaModel",
     "RopeConfig",
     "StaticCache",
     "Step",
+    "Task",
     "make_step",
 ]

@@ -3,6 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+Task = Literal[
+    "text-generation",
+    "feature-extraction",
+    "text-classification",
+    "token-classification",
+    "question-answering",
+]
+TASKS: tuple[Task, ...] = get_args(Task)
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
+
+
+ARCHITECTURES: dict[str, Task] = {
+    "LlamaForCausalLM": "text-generation",
+    "LlamaModel": "feature-extraction",
+    "LlamaForSequenceClassification": "text-classification",
+    "LlamaForTokenClassification": "token-classification",
+    "LlamaForQuestionAnswering": "question-answering",
+}
+"""What each of ``config.json``'s ``architectures`` is for."""
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 # config.json's names for the three functions; transformers has several for two of them.
@@ -64,6 +86,26 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class HeadConfig:
+    """What stands on the last hidden states, and what its outputs mean.
+
+    Attributes:
+        task: Which head: the language model's, none (``feature-extraction``), one score a label and text,
+            one a label and token, or the start and end of an answer.
+        labels: Name of each score of ``text-classification`` and ``token-classification``.
+        problem_type: How ``text-classification`` scores are read, where config.json says so.
+        bias: Whether the ``token-classification`` head has one; question answering's always has.
+        pad_token_id: What ``text-classification`` takes for padding; None where there is no such token.
+    """
+
+    task: Task = "text-generation"
+    labels: tuple[str, ...] = ()
+    problem_type: ProblemType | None = None
+    bias: bool = False
+    pad_token_id: int | None = None
+
+
+@dataclass(frozen=True)
 class LlamaConfig:
     """The architecture of one checkpoint; the names are ``config.json``'s keys.
 
@@ -78,10 +120,11 @@ class LlamaConfig:
         max_position_embeddings: Longest sequence the model was made for, in tokens; see context_length.
         rms_norm_eps: Added to the mean square in every RMSNorm.
         rope: Rotary position embedding.
-        tie_word_embeddings: Whether the head is the embedding.
+        tie_word_embeddings: Whether the language-model head is the embedding.
         hidden_act: The MLP's activation, one of ``ACTIVATIONS``.
         attention_bias: Whether q, k, v and o projections add a bias.
         mlp_bias: Whether gate, up and down projections add one.
+        head: What stands on the last hidden states.
     """
 
     vocab_size: int
@@ -98,12 +141,23 @@ class LlamaConfig:
     hidden_act: str = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
+    head: HeadConfig = HeadConfig()
 
     @property
     def context_length(self) -> int:
         """How many positions can be used: ``dynamic`` alone goes on where the config's number ends."""
         stretched = self.rope.factor if self.rope.rope_type == "dynamic" else 1.0
         return int(self.max_position_embeddings * stretched)
+
+    @property
+    def generates(self) -> bool:
+        """Whether it is a causal language model, whose graph has a key/value cache."""
+        return self.head.task == "text-generation"
+
+    @property
+    def architecture(self) -> str:
+        """The name that ``config.json`` has for it."""
+        return next(name for name, task in ARCHITECTURES.items() if task == self.head.task)
 
     def layer_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight of decoder layer ``index``, in Hugging Face's names."""
@@ -135,6 +189,20 @@ class LlamaConfig:
         for index in range(self.num_hidden_layers):
             shapes |= self.layer_shapes(index)
         shapes["model.norm.weight"] = (self.hidden_size,)
-        if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
-        return shapes
+        return shapes | self.head_shapes()
+
+    def head_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight of the head; empty where it has none of its own."""
+        hidden, labels = self.hidden_size, len(self.head.labels)
+        match self.head.task:
+            case "text-generation":
+                return {} if self.tie_word_embeddings else {"lm_head.weight": (self.vocab_size, hidden)}
+            case "feature-extraction":
+                return {}
+            case "text-classification":
+                return {"score.weight": (labels, hidden)}
+            case "token-classification":
+                bias = {"score.bias": (labels,)} if self.head.bias else {}
+                return {"score.weight": (labels, hidden), **bias}
+            case "question-answering":
+                return {"qa_outputs.weight": (2, hidden), "qa_outputs.bias": (2,)}

@@ -19,7 +19,7 @@ def rotary_embedding(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def group_query_attention(
-    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, step: FusedStep
+    query: Tensor, key: Tensor, value: Tensor, past: tuple[Tensor, Tensor] | None, step: FusedStep, D: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``com.microsoft::GroupQueryAttention``: rotary embedding, cache and attention in one node.
 
@@ -27,16 +27,16 @@ def group_query_attention(
         query: [N, H * D], not rotated.
         key: [N, K * D], not rotated.
         value: [N, K * D].
-        past_key: [B, K, P, D], rotated.
-        past_value: [B, K, P, D].
+        past: [B, K, P, D] rotated keys, and values; None where nothing is cached.
         step: Lengths, angles and bias.
+        D: head_dim.
 
     Returns:
         Context [N, H * D], present keys [B, K, S, D] and present values [B, K, S, D].
     """
-    B, K, P, D = past_key.shape
-    T, H = step.bias.shape[2], query.shape[1] // D
-    present = [B, K, P + T, D]
+    B, _, T, S = step.bias.shape
+    H, K = query.shape[1] // D, key.shape[1] // D
+    present = [B, K, S, D]
     query, key = query.view(B, T, H * D), key.view(B, T, K * D)
     tables: tuple[Tensor | None, Tensor | None] = step.cos, step.sin
     rotates_here = step.cos.dim() == 2
@@ -48,8 +48,7 @@ def group_query_attention(
         query,
         key,
         value.view(B, T, K * D),
-        past_key,
-        past_value,
+        *(past or (None, None)),
         step.seqlens_k,
         step.total_length,
         *tables,

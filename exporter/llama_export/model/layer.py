@@ -99,9 +99,10 @@ class Attention(nn.Module):
     ) -> Tensor:
         """The same as one node of an exported graph, which appends to the cache by itself."""
         assert isinstance(cache, GrowingCache)
-        past = cache.keys[self.index], cache.values[self.index]
-        context, keys, values = fused.group_query_attention(query, key, value, *past, step)
-        cache.keys[self.index], cache.values[self.index] = keys, values
+        past = (cache.keys[self.index], cache.values[self.index]) if cache.keys else None
+        context, *present = fused.group_query_attention(query, key, value, past, step, self.head_dim)
+        if past is not None:
+            cache.keys[self.index], cache.values[self.index] = present
         return context
 
 

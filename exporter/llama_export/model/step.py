@@ -89,6 +89,11 @@ def text_lengths(position_ids: Tensor, at_least: Tensor | None = None) -> Tensor
     return lengths if at_least is None else torch.maximum(lengths, at_least)
 
 
+def positions(attention_mask: Tensor) -> Tensor:
+    """Count the tokens before each slot: [B, S] mask of ones and zeros to [B, S] positions."""
+    return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
 class FusedStep(NamedTuple):
     """The same facts in the form that ``com.microsoft::GroupQueryAttention`` takes; exported graphs only.
 

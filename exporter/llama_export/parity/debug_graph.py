@@ -78,7 +78,7 @@ class DebugGraph:
 
     def _find_tensors(self) -> dict[str, str]:
         found = {"model.embed_tokens": self._embedded()}
-        for index in range(self.manifest.cache.num_hidden_layers):
+        for index in range(self.manifest.kv_cache.num_hidden_layers):
             for module, side in WATCHED:
                 key = f"model.layers.{index}.{module}"
                 label = key + (" input" if side == "input" else "")

@@ -20,7 +20,12 @@ def record(folder: Path, manifest: Manifest, report: Report) -> Manifest:
     Returns:
         The manifest as it now stands in the folder.
     """
-    proven = dataclasses.replace(manifest, known_answers=report.known_answers, parity=report.summary())
+    proven = dataclasses.replace(
+        manifest,
+        known_answers=report.known_answers,
+        known_outputs=report.known_outputs,
+        parity=report.summary(),
+    )
     (folder / "manifest.json").write_text(proven.to_json(), encoding="utf-8")
     return proven
 

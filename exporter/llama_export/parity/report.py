@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from llama_runtime.manifest import KnownAnswer
+from llama_runtime.manifest import KnownAnswer, KnownOutput
 
 REPORT_VERSION = 1
 
@@ -145,6 +145,7 @@ class Report:
         blame: Where candidate and reference part, when a rung is red.
         plots: Samples for the page.
         notes: What a reader must know of this verification besides.
+        known_outputs: For a task head, texts and some of the reference's numbers.
     """
 
     rungs: tuple[Outcome, ...]
@@ -156,6 +157,7 @@ class Report:
     blame: Blame | None = None
     plots: Plots = field(default_factory=Plots)
     notes: tuple[str, ...] = ()
+    known_outputs: tuple[KnownOutput, ...] = ()
 
     @property
     def passed(self) -> bool:

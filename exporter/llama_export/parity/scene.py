@@ -86,7 +86,7 @@ def play(run: Run, manifest: Manifest, scene: Scene, outputs: Sequence[str] = ("
 
 def _pasts(manifest: Manifest) -> Mapping[str, str]:
     """The name of every past input to that of its present output."""
-    shape = manifest.cache
+    shape = manifest.kv_cache
     pairs = ((shape.key_name, shape.present_key_name), (shape.value_name, shape.present_value_name))
     return {
         past.format(i=i): present.format(i=i)
@@ -101,7 +101,7 @@ def _empty(manifest: Manifest, rows: int, first_position: int) -> tuple[Arrays, 
     The flash graph reads no ``position_ids``: there, a token stands behind as many slots as its position,
     and a mask of zeros hides them.
     """
-    shape = manifest.cache
+    shape = manifest.kv_cache
     hidden = first_position if shape.in_place else 0
     cache = np.zeros((rows, shape.num_key_value_heads, hidden, shape.head_dim), shape.dtype)
     return dict.fromkeys(_pasts(manifest), cache), hidden

@@ -12,6 +12,7 @@ import numpy as np
 from llama_export.checkpoint import Checkpoint
 from llama_export.parity.blame import blame_layers, blame_weights
 from llama_export.parity.evidence import Evidence
+from llama_export.parity.heads import verify_head
 from llama_export.parity.known_answers import known_answers, near_ties
 from llama_export.parity.ladder import Rung, climb
 from llama_export.parity.report import Blame, LayerError, Plots, Report
@@ -51,6 +52,8 @@ def verify_bundle(
     start = time.monotonic()
     manifest = read_manifest(folder)
     check_structure(folder, manifest)
+    if not checkpoint.config.generates:
+        return verify_head(folder, manifest, checkpoint, texts=texts, threads=threads)
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:
             evidence = Evidence(

@@ -7,9 +7,11 @@ import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from llama_export.checkpoint import Checkpoint, open_merged
 from llama_export.errors import OptionError
+from llama_export.model import Task
 from llama_export.parity.report import Outcome, Report
 from llama_export.parity.verification import verify_bundle
 from llama_export.progress import byte_progress
@@ -43,7 +45,8 @@ def verify(
     """
     start = time.monotonic()
     manifest = read_manifest(bundle)
-    source = None if checkpoint is None else open_merged(checkpoint, adapters)
+    task = cast(Task, manifest.task)
+    source = None if checkpoint is None else open_merged(checkpoint, adapters, task)
     check_bundle_hashes(bundle, manifest)
     if source is None:
         return _replay(bundle, start)

@@ -92,7 +92,7 @@ class Batch:
             OptionError: A number below 1, or a cap that not even one row fits.
             PromptError: More positions than the model has.
         """
-        shape, limits = generator.manifest.cache, generator.manifest.limits
+        shape, limits = generator.manifest.kv_cache, generator.manifest.limits
         self.row_tokens = limits.max_position_embeddings if row_tokens is None else row_tokens
         row_bytes = self.row_tokens * position_bytes(shape)
         self.rows = rows

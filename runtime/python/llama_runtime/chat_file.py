@@ -91,7 +91,9 @@ def load(path: Path, session: Session) -> tuple[ChatState, PrefixCache]:
     except strict_json.StrictJsonError as error:
         raise CacheError(f"{path}: corrupt: {error}", NO_CHAT) from None
     tokens = tensors.pop("tokens", np.empty(0))
-    arrays = [tensors.pop(str(i), np.empty(0)) for i in range(2 * session.manifest.cache.num_hidden_layers)]
+    arrays = [
+        tensors.pop(str(i), np.empty(0)) for i in range(2 * session.manifest.kv_cache.num_hidden_layers)
+    ]
     _check(path, session.manifest, tokens, arrays)
     cache = PrefixCache(session)
     known = [int(token) for token in tokens]
@@ -119,7 +121,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
 
 
 def _check(path: Path, manifest: Manifest, tokens: np.ndarray, arrays: list[np.ndarray]) -> None:
-    shape, limits = manifest.cache, manifest.limits
+    shape, limits = manifest.kv_cache, manifest.limits
     P = arrays[0].shape[1] if arrays[0].ndim == 3 else -1
     dims = (shape.num_key_value_heads, P, shape.head_dim)
     if any(array.shape != dims or array.dtype != shape.dtype for array in arrays):

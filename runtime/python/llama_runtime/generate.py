@@ -13,7 +13,7 @@ from llama_runtime.batch import run_batch
 from llama_runtime.beam import BeamSearch
 from llama_runtime.chat_template import ChatTemplate, Message, choose_template
 from llama_runtime.conversation import Conversation, Overflow
-from llama_runtime.errors import LlamaRuntimeError, ManifestError, OptionError, TokenizerError
+from llama_runtime.errors import LlamaRuntimeError, OptionError, TokenizerError
 from llama_runtime.generation import Generation, Piece, Timings
 from llama_runtime.grammar import GrammarConstraint, GrammarVocabulary
 from llama_runtime.manifest import Manifest, check_structure, read_manifest
@@ -22,6 +22,7 @@ from llama_runtime.prefix_cache import PrefixCache
 from llama_runtime.prompt import Prompt, check_prompt
 from llama_runtime.row import Row
 from llama_runtime.session import Session, open_session
+from llama_runtime.tasks.opening import wrong_task
 from llama_runtime.tokenizer import Tokenizer, open_tokenizer
 
 OnPiece = Callable[[Piece], object]
@@ -266,7 +267,7 @@ def load(path: str | Path, threads: int | None = None) -> Generator:
     folder = Path(path)
     manifest = read_manifest(folder)
     if manifest.task != TASK:
-        raise ManifestError(f"{folder}: the bundle's task is {manifest.task!r}, generating needs {TASK!r}")
+        raise wrong_task(folder, manifest.task, TASK)
     check_structure(folder, manifest)
     tokenizer = open_tokenizer(folder, manifest.tokenizer, manifest.tokens) if manifest.tokenizer else None
     return Generator(open_session(folder, manifest, threads=threads), tokenizer)

@@ -16,15 +16,19 @@ from typing import Any, Literal
 from llama_runtime import strict_json
 from llama_runtime.errors import ManifestError
 from llama_runtime.integrity import check_hashes, check_structure
+from llama_runtime.known import KnownAnswer, KnownOutput, OutputProbe, Probe, check_at_least
 
 __all__ = [
     "Cache",
     "ChatTemplates",
+    "Classification",
     "FileEntry",
     "Graph",
     "KnownAnswer",
+    "KnownOutput",
     "Limits",
     "Manifest",
+    "OutputProbe",
     "Probe",
     "Rope",
     "TensorSpec",
@@ -40,6 +44,8 @@ FORMAT = "llama-export"
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
+GENERATES = "text-generation"
+CLASSIFIES = ("text-classification", "token-classification")
 EXPORT_AGAIN = "export the checkpoint again, or copy the whole bundle again"
 
 
@@ -56,7 +62,7 @@ class Graph:
         check_relative_path("path", self.path)
         if self.external_data_folder != ".":
             check_relative_path("external_data_folder", self.external_data_folder)
-        _check_at_least(1, opset=self.opset, ir_version=self.ir_version)
+        check_at_least(1, opset=self.opset, ir_version=self.ir_version)
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class Cache:
     in_place: bool
 
     def __post_init__(self) -> None:
-        _check_at_least(
+        check_at_least(
             1,
             num_hidden_layers=self.num_hidden_layers,
             num_key_value_heads=self.num_key_value_heads,
@@ -100,6 +106,20 @@ class Cache:
 
 
 @dataclass(frozen=True)
+class Classification:
+    """The names of the scores, and how they are read: which function turns logits into scores.
+
+    ``problem_type`` null means by number: one label is a sigmoid, several a softmax.
+    """
+
+    labels: tuple[str, ...]
+    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None
+
+    def __post_init__(self) -> None:
+        check_at_least(1, labels=len(self.labels))
+
+
+@dataclass(frozen=True)
 class Limits:
     """How many positions and token ids the model knows."""
 
@@ -107,7 +127,7 @@ class Limits:
     vocab_size: int
 
     def __post_init__(self) -> None:
-        _check_at_least(1, max_position_embeddings=self.max_position_embeddings, vocab_size=self.vocab_size)
+        check_at_least(1, max_position_embeddings=self.max_position_embeddings, vocab_size=self.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -122,7 +142,7 @@ class Rope:
     cached_keys: Literal["kept"] = "kept"
 
     def __post_init__(self) -> None:
-        _check_at_least(1, original_max_position_embeddings=self.original_max_position_embeddings)
+        check_at_least(1, original_max_position_embeddings=self.original_max_position_embeddings)
 
 
 @dataclass(frozen=True)
@@ -169,50 +189,9 @@ class FileEntry:
 
     def __post_init__(self) -> None:
         check_relative_path("path", self.path)
-        _check_at_least(0, size_bytes=self.size_bytes)
+        check_at_least(0, size_bytes=self.size_bytes)
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(f"sha256 is {self.sha256!r}, needs 64 lowercase hexadecimal digits")
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Some of the reference's logits at the step that chose ``tokens[position]``."""
-
-    position: int
-    token_ids: tuple[int, ...]
-    logits: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        _check_at_least(0, position=self.position)
-        if len(self.token_ids) != len(self.logits):
-            raise ValueError(f"logits has {len(self.logits)} numbers, token_ids {len(self.token_ids)}")
-
-
-@dataclass(frozen=True)
-class KnownAnswer:
-    """A prompt, the reference's greedy continuation, and what a device must reproduce of it.
-
-    ``near_ties`` are indices into ``tokens`` where the reference's two best logits are too
-    close to demand equality; ``tolerance`` is absolute and holds for every probe.
-    """
-
-    prompt: str | None
-    prompt_tokens: tuple[int, ...]
-    tokens: tuple[int, ...]
-    near_ties: tuple[int, ...]
-    probes: tuple[Probe, ...]
-    tolerance: float
-
-    def __post_init__(self) -> None:
-        if not self.prompt_tokens or not self.tokens:
-            raise ValueError("prompt_tokens and tokens need at least one token each")
-        if self.tolerance < 0:
-            raise ValueError(f"tolerance is {self.tolerance}, needs at least 0")
-        for position in (*self.near_ties, *(probe.position for probe in self.probes)):
-            if not 0 <= position < len(self.tokens):
-                raise ValueError(
-                    f"near_ties and probes name position {position}, tokens has {len(self.tokens)}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +209,8 @@ class Manifest:
     inputs: tuple[TensorSpec, ...]
     optional_inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    cache: Cache
+    cache: Cache | None
+    classification: Classification | None
     limits: Limits
     rope: Rope | None
     tokens: Tokens
@@ -239,11 +219,24 @@ class Manifest:
     files: tuple[FileEntry, ...]
     source: tuple[FileEntry, ...]
     known_answers: tuple[KnownAnswer, ...]
+    known_outputs: tuple[KnownOutput, ...]
     parity: dict[str, Any] | None
 
     def __post_init__(self) -> None:
         self._check_files()
+        self._check_task()
         self._check_token_ids()
+
+    @property
+    def kv_cache(self) -> Cache:
+        """The cache of a bundle that generates.
+
+        Raises:
+            ManifestError: The task needs none.
+        """
+        if self.cache is None:
+            raise ManifestError(f"the bundle's task is {self.task}, which reads whole texts and has no cache")
+        return self.cache
 
     def to_json(self) -> str:
         """Write the manifest as JSON: fields in the order declared here, two spaces, one final newline."""
@@ -264,16 +257,32 @@ class Manifest:
             if path not in paths:
                 raise ValueError(f"files does not list {path!r}, which model or tokenizer names")
 
+    def _check_task(self) -> None:
+        if (self.cache is None) == (self.task == GENERATES):
+            has = "none" if self.cache is None else "one"
+            raise ValueError(f"cache: there is {has}, {GENERATES} alone has one and task is {self.task!r}")
+        if (self.classification is None) == (self.task in CLASSIFIES):
+            has = "null" if self.classification is None else "given"
+            raise ValueError(f"classification is {has}, the tasks with labels are {' and '.join(CLASSIFIES)}")
+        names = {spec.name for spec in self.outputs}
+        for known in self.known_outputs:
+            for probe in known.probes:
+                if probe.output not in names:
+                    raise ValueError(f"known_outputs name output {probe.output!r}, outputs has no such one")
+
     def _check_token_ids(self) -> None:
         single = [self.tokens.bos_token_id, self.tokens.pad_token_id]
         ids = [*self.tokens.eos_token_ids, *(token for token in single if token is not None)]
         for answer in self.known_answers:
             ids += [*answer.prompt_tokens, *answer.tokens]
             ids += [token for probe in answer.probes for token in probe.token_ids]
+        for known in self.known_outputs:
+            ids += known.token_ids
         for token in ids:
             if not 0 <= token < self.limits.vocab_size:
                 raise ValueError(
-                    f"tokens or known_answers name id {token}, limits.vocab_size is {self.limits.vocab_size}"
+                    f"tokens, known_outputs or known_answers name id {token}, "
+                    f"limits.vocab_size is {self.limits.vocab_size}"
                 )
         if self.tokenizer and self.tokenizer.add_bos and self.tokens.bos_token_id is None:
             raise ValueError("tokens.bos_token_id is null, tokenizer.add_bos needs one")
@@ -331,9 +340,3 @@ def _check_version(path: Path, document: Any) -> None:
         raise ManifestError(
             f"{path}: version {version} is newer than this runtime, which reads {VERSION}", hint
         )
-
-
-def _check_at_least(least: int, **fields: int) -> None:
-    for field, value in fields.items():
-        if value < least:
-            raise ValueError(f"{field} is {value}, needs at least {least}")

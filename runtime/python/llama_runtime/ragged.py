@@ -45,7 +45,7 @@ def ragged_rows(session: Session, rows: int, capacity: int) -> RaggedRows:
         rows: The most at a time.
         capacity: C, the most positions of each.
     """
-    layout = InPlaceRows if session.manifest.cache.in_place else GrowingRows
+    layout = InPlaceRows if session.manifest.kv_cache.in_place else GrowingRows
     return layout(session, rows, capacity)
 
 

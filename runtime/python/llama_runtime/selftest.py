@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from llama_runtime.errors import ManifestError, SelftestError
-from llama_runtime.generate import Generator, load
-from llama_runtime.manifest import KnownAnswer
+from llama_runtime.generate import TASK, Generator, load
+from llama_runtime.manifest import KnownAnswer, KnownOutput, read_manifest
 from llama_runtime.sampling import greedy
+from llama_runtime.tasks.batch import run_padded
+from llama_runtime.tasks.opening import open_text_model
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,8 @@ class Difference:
 
     Attributes:
         answer: Which of the known answers, from 0.
-        position: Index into the answer's tokens; None for the prompt's own tokens.
-        what: "token", "logit" or "prompt".
+        position: Index into the answer's tokens, or into an output; None for the prompt's own tokens.
+        what: "token", "logit" or "prompt", or the name of an output.
         expected: What the reference had: a token, a logit, or the prompt's tokens.
         got: What this device has.
     """
@@ -32,7 +34,8 @@ class Difference:
     got: int | float | tuple[int, ...]
 
     def __str__(self) -> str:
-        place = "" if self.position is None else f" at token {self.position}"
+        kind = "token" if self.what in ("token", "logit") else "index"
+        place = "" if self.position is None else f" at {kind} {self.position}"
         return f"answer {self.answer}{place}: {self.what} is {self.got}, the reference has {self.expected}"
 
 
@@ -88,6 +91,9 @@ def selftest(path: str | Path, threads: int | None = None) -> SelftestReport:
         ManifestError: The bundle has no known answers.
         LlamaRuntimeError: Whatever ``load`` refuses.
     """
+    task = read_manifest(Path(path)).task
+    if task != TASK:
+        return _selftest_outputs(path, task, threads)
     generator = load(path, threads)
     answers = generator.manifest.known_answers
     if not answers:
@@ -103,6 +109,38 @@ def selftest(path: str | Path, threads: int | None = None) -> SelftestReport:
         largest_logit_difference=max(tally.logit_differences, default=None),
         differences=tuple(tally.differences),
     )
+
+
+def _selftest_outputs(path: str | Path, task: str, threads: int | None) -> SelftestReport:
+    """Replay a task head's known outputs, each text alone and all as one padded batch."""
+    model = open_text_model(path, task, threads)
+    known = model.manifest.known_outputs
+    if not known:
+        raise ManifestError(f"{path}: the manifest has no known outputs", "export again with verification")
+    names = sorted({probe.output for answer in known for probe in answer.probes})
+    rows, tally = [answer.token_ids for answer in known], _Tally(0, [], [])
+    alone = [run_padded(model.session, [row], names)[0] for row in rows]
+    for found in (alone, run_padded(model.session, rows, names)):
+        for index, (answer, outputs) in enumerate(zip(known, found, strict=True)):
+            _compare_outputs(index, answer, outputs, tally)
+    return SelftestReport(
+        answers=len(known),
+        tokens=sum(map(len, rows)),
+        near_ties_taken=0,
+        largest_logit_difference=max(tally.logit_differences),
+        differences=tuple(tally.differences),
+    )
+
+
+def _compare_outputs(index: int, answer: KnownOutput, outputs: dict[str, np.ndarray], tally: _Tally) -> None:
+    for probe in answer.probes:
+        flat = outputs[probe.output].reshape(-1)
+        for place, expected in zip(probe.indices, probe.values, strict=True):
+            # An index beyond the output is a difference like a wrong number, not a crash.
+            got = float(flat[place]) if place < flat.size else float("nan")
+            tally.logit_differences.append(abs(got - expected))
+            if not abs(got - expected) <= answer.tolerance:
+                tally.differences.append(Difference(index, place, probe.output, expected, got))
 
 
 def _compare_prompt(generator: Generator, index: int, answer: KnownAnswer, tally: _Tally) -> None:

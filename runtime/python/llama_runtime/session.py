@@ -6,7 +6,7 @@ tokens, P past tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Session:
             rows: B, sequences that advance together and are equally long.
 
         Raises:
+            ManifestError: The bundle's task has no cache.
             PromptError: More positions than the model has.
             OptionError: ``capacity`` or ``rows`` below 1.
         """
@@ -51,7 +52,7 @@ class Session:
         limit = self.manifest.limits.max_position_embeddings
         if capacity > limit:
             raise PromptError(f"a cache of {capacity} positions, the model has {limit}")
-        return empty_cache(self.manifest.cache, rows, capacity)
+        return empty_cache(self.manifest.kv_cache, rows, capacity)
 
     def prefill(
         self,
@@ -118,16 +119,19 @@ class Session:
             cache.length += 1
             return logits[:, -1].copy()
 
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the graph itself, as any user of ONNX Runtime would: all inputs in, all outputs out.
+    def run(
+        self, feeds: dict[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run the graph itself, as any user of ONNX Runtime would.
 
         Args:
             feeds: Every input of the manifest, by name; padded batches are allowed here.
+            outputs: Which are wanted; None is all.
 
         Raises:
             SessionError: ONNX Runtime failed.
         """
-        names = [spec.name for spec in self.manifest.outputs]
+        names = [spec.name for spec in self.manifest.outputs] if outputs is None else list(outputs)
         try:
             return dict(zip(names, self._inference.run(names, feeds), strict=True))
         except Exception as error:  # ONNX Runtime's exceptions share no other base.
@@ -292,7 +296,8 @@ def _session_options(onnxruntime: Any, folder: Path, manifest: Manifest, threads
 
 
 def _check_contract(path: Path, inference: Any, manifest: Manifest) -> None:
-    past, present = cache_names(manifest.cache)
+    past, present = cache_names(manifest.cache) if manifest.cache else ([], [])
+    results = ["logits", *present] if manifest.cache else [spec.name for spec in manifest.outputs]
     required = {spec.name for spec in inference.get_inputs()}
     optional = {spec.name for spec in inference.get_overridable_initializers()}
     outputs = {spec.name for spec in inference.get_outputs()}
@@ -300,7 +305,7 @@ def _check_contract(path: Path, inference: Any, manifest: Manifest) -> None:
     wrong = sorted((required ^ declared) | (required - {*FED_INPUTS, *past}) | (set(past) - required))
     if wrong:
         raise SessionError(f"{path}: inputs differ from the manifest's: {', '.join(wrong[:4])}")
-    missing = sorted({"logits", *present} - outputs) + sorted(
+    missing = sorted({*results} - outputs) + sorted(
         {spec.name for spec in manifest.optional_inputs} - optional
     )
     if missing:

@@ -44,7 +44,7 @@ class Step:
         self.shape = shape
         self._inference = inference
         self._binding = inference.io_binding()
-        self._past_names, self._present_names = cache_names(manifest.cache)
+        self._past_names, self._present_names = cache_names(manifest.kv_cache)
         self._token_ids = np.zeros((B, T), np.int64)
         self._position_ids = np.zeros((B, T), np.int64)
         # Any [B, S] mask of ones is a prefix of this buffer.

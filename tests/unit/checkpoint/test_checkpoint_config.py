@@ -199,8 +199,8 @@ def test_numbers_are_positive_numbers(raw_config, key, value):
 REFUSED = {
     "other family": ({"model_type": "mistral"}, ["model_type", '"mistral"', '"llama"']),
     "other head": (
-        {"architectures": ["LlamaForSequenceClassification"]},
-        ["architectures", "LlamaForSequenceClassification", "LlamaForCausalLM"],
+        {"architectures": ["LlamaForRewardModelWithGating"]},
+        ["architectures", "LlamaForRewardModelWithGating", "LlamaForCausalLM"],
     ),
     "two heads": ({"architectures": ["LlamaForCausalLM", "Other"]}, ["architectures", "Other"]),
     "architectures no list": ({"architectures": "LlamaForCausalLM"}, ["architectures"]),

@@ -291,11 +291,11 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str, list[str]]] = {
         SINGLE,
         ["is missing", "it holds none"],
     ),
-    "names of the base model": (
+    "a tensor under two names": (
         "single",
-        in_tensors(SINGLE, lambda t: [t.update({k.removeprefix("model."): t.pop(k)}) for k in list(t)]),
+        in_tensors(SINGLE, lambda t: t.update({EMBED.removeprefix("model."): t[EMBED].clone()})),
         SINGLE,
-        [EMBED, "is missing", "such as"],
+        [EMBED, "is in", "too"],
     ),
     "extra tensor": (
         "single",

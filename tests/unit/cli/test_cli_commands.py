@@ -23,7 +23,10 @@ from llama_export.cli import main
 REPO = Path(__file__).parents[3]
 
 PROMPT = "once upon a time"
-COMMANDS = ["onnx", "convert", "verify", "inspect", "run", "selftest"]
+COMMANDS = [
+    *("onnx", "convert", "verify", "inspect", "run"),
+    *("embed", "classify", "tag", "answer", "selftest"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -139,13 +142,13 @@ def test_options_win_over_the_recipe(quick_graphs, checkpoint, tmp_path):
     plan = json.loads(quietly("onnx", checkpoint, "--recipe", recipe, "--dry-run", "--json"))
     assert plan["recipe"] == {
         "attention": "sdpa", "weights": "copy", "precision": "float16", "verify": False,
-        "adapters": [],
+        "adapters": [], "task": None,
     }  # fmt: skip
     options = ["--attention", "eager", "--precision", "float32", "--verify"]
     plan = json.loads(quietly("onnx", checkpoint, "--recipe", recipe, "--dry-run", "--json", *options))
     assert plan["recipe"] == {
         "attention": "eager", "weights": "copy", "precision": "float32", "verify": True,
-        "adapters": [],
+        "adapters": [], "task": None,
     }  # fmt: skip
 
 

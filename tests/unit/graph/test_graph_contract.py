@@ -106,9 +106,9 @@ def test_ops_of_the_sdpa_path(graph_of):
 def test_ops_of_the_flash_path(graph_of):
     ops = count(graph_of(CONFIG, "flash"))
     assert ops["com.microsoft", "GroupQueryAttention"] == LAYERS
-    assert ops["com.microsoft", "SkipSimplifiedLayerNormalization"] == 2 * LAYERS - 1
-    # The first norm follows the embedding and the last the slice of the wanted tokens: no sum to fuse with.
-    assert ops["", "RMSNormalization"] == 2
+    assert ops["com.microsoft", "SkipSimplifiedLayerNormalization"] == 2 * LAYERS
+    # The first norm follows the embedding: no sum to fuse with.
+    assert ops["", "RMSNormalization"] == 1
     assert not {"Attention", "Softmax", "RotaryEmbedding", "Transpose", "MatMul", "Cos"} & {o for _, o in ops}
 
 

@@ -183,10 +183,11 @@ def test_the_top_level_call(speaking):
 def test_loading_checks_task_and_sizes(tmp_path):
     folder = tmp_path / "b"
     write_toy_bundle(folder, "flash")
-    _rewrite(folder, task="embedding")
-    with pytest.raises(ManifestError, match="task is 'embedding'"):
+    cache = llama_runtime.read_manifest(folder).cache
+    _rewrite(folder, task="embedding", cache=None)
+    with pytest.raises(ManifestError, match="task is embedding, needs text-generation"):
         llama_runtime.load(folder)
-    _rewrite(folder, task="text-generation")
+    _rewrite(folder, task="text-generation", cache=cache)
     with (folder / "onnx/model.onnx").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(ManifestError, match="bytes, the manifest lists"):

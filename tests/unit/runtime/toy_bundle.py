@@ -153,6 +153,7 @@ def write_manifest(
             present_value_name="present.{i}.value",
             in_place=attention == "flash",
         ),
+        classification=None,
         limits=Limits(POSITIONS, vocab),
         rope=None,
         tokens=Tokens(bos_token_id=1, eos_token_ids=(), pad_token_id=None),
@@ -161,6 +162,7 @@ def write_manifest(
         files=list_files(folder),
         source=(),
         known_answers=(),
+        known_outputs=(),
         parity=None,
     )
     manifest = replace(manifest, **fields)

@@ -34,7 +34,7 @@ def measure_far(evidence: Evidence) -> Measurement:
 
 def far_scene(evidence: Evidence) -> Scene:
     """A few tokens at the last positions that the model has."""
-    limit, cache = evidence.config.context_length, evidence.manifest.cache
+    limit, cache = evidence.config.context_length, evidence.manifest.kv_cache
     if cache.in_place:
         slot_bytes = 4 * cache.num_key_value_heads * cache.head_dim
         limit = min(limit, _HIDDEN_CACHE_BYTES // slot_bytes)

@@ -1,0 +1,48 @@
+"""Open a bundle for the task that it serves, or say which it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llama_runtime.errors import ManifestError
+from llama_runtime.manifest import check_structure, read_manifest
+from llama_runtime.session import open_session
+from llama_runtime.tasks.batch import TextModel
+from llama_runtime.tokenizer import open_tokenizer
+
+COMMANDS = {
+    "text-generation": "run",
+    "feature-extraction": "embed",
+    "text-classification": "classify",
+    "token-classification": "tag",
+    "question-answering": "answer",
+}
+
+
+def open_text_model(path: str | Path, task: str, threads: int | None = None) -> TextModel:
+    """Open a bundle of one task.
+
+    Args:
+        path: The bundle's folder.
+        task: What it must be for.
+        threads: For the arithmetic; None is every physical core this process may use.
+
+    Raises:
+        ManifestError: Not a bundle, a newer version, another task, or files missing or changed.
+        TokenizerError: The tokenizer's file is corrupt.
+        SessionError: ONNX Runtime cannot load the graph.
+        MissingExtraError: onnxruntime is not installed.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    if manifest.task != task:
+        raise wrong_task(folder, manifest.task, task)
+    check_structure(folder, manifest)
+    tokenizer = open_tokenizer(folder, manifest.tokenizer, manifest.tokens) if manifest.tokenizer else None
+    return TextModel(open_session(folder, manifest, threads=threads), tokenizer)
+
+
+def wrong_task(folder: Path, found: str, wanted: str) -> ManifestError:
+    """Make the error that names the command which the bundle is for."""
+    hint = f"use llama-export {COMMANDS[found]}" if found in COMMANDS else "upgrade llama-export"
+    return ManifestError(f"{folder}: the bundle's task is {found}, needs {wanted}", hint)

@@ -42,19 +42,19 @@ def plain(rope):
 
 
 FAULTS = {
-    "linear left out": ("linear", "flash", with_tables_of(plain), "prefill"),
-    "yarn left out": ("yarn", "sdpa", with_tables_of(plain), "prefill"),
+    "linear left out": ("linear", "flash", with_tables_of(plain), "attention"),
+    "yarn left out": ("yarn", "sdpa", with_tables_of(plain), "attention"),
     "yarn without its attention factor": (
         "yarn",
         "flash",
         with_tables_of(lambda rope: dataclasses.replace(rope, attention_factor=1.0)),
-        "prefill",
+        "attention",
     ),
     "yarn as linear": (
         "yarn",
         "flash",
         with_tables_of(lambda rope: dataclasses.replace(rope, rope_type="linear")),
-        "prefill",
+        "attention",
     ),
     "dynamic left out": ("dynamic", "flash", never_grows, "decode"),
     "longrope with its short factors alone": (
@@ -67,7 +67,7 @@ FAULTS = {
         "longrope",
         "flash",
         with_tables_of(lambda rope: dataclasses.replace(rope, short_factor=rope.long_factor)),
-        "prefill",
+        "attention",
     ),
 }
 

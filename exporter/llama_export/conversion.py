@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llama_export.bundle import Stage, check_target
-from llama_export.bundle.companions import token_ids, write_json, write_tokenizer
+from llama_export.bundle.companions import copy_companions, token_ids, write_json
 from llama_export.checkpoint import Checkpoint, open_merged
 from llama_export.checkpoint.fields import CONFIG_FILE
 from llama_export.checkpoint.folder import GENERATION_FILE
@@ -68,7 +67,7 @@ def convert(
     if target.is_dir() and any(target.iterdir()):
         raise BundleError(f"{target}: exists, convert writes a new folder", "name another output")
     check_target(target, force=False)
-    check_tokenizer(source, convert=True)
+    source = check_tokenizer(source)
     plan = plan_safetensors(source, max_shard_bytes or MAX_SHARD_BYTES)
     source_bytes = sum(path.stat().st_size for path in source.weight_files)
     with Stage(target, plan.total_bytes) as stage:
@@ -83,11 +82,9 @@ def convert(
 
 
 def _write_companions(source: Checkpoint, folder: Path) -> None:
-    """Write everything but the weights; what the checkpoint has of it stays as it is."""
-    for path in source.companions:
-        shutil.copyfile(path, folder / path.name)
+    """Write everything but the weights."""
+    copy_companions(source, folder)
     write_json(folder / CONFIG_FILE, source.raw_config)
-    write_tokenizer(folder)
     if not (folder / GENERATION_FILE).exists():
         ids = {f"{name}_token_id": ids for name, ids in token_ids(source).items() if ids not in (None, [])}
         write_json(folder / GENERATION_FILE, ids)

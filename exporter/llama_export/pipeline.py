@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
@@ -13,16 +13,17 @@ import onnx_ir as ir
 
 from llama_export import parity
 from llama_export.bundle import Stage, beside, build_manifest, check_target, place_file, write_companions
+from llama_export.bundle.chat_template import chat_templates
 from llama_export.checkpoint import Checkpoint, open_merged
-from llama_export.errors import BundleError, CheckpointError, ParityError
+from llama_export.errors import BundleError, ParityError
 from llama_export.graph import build_graph
 from llama_export.graph.contract import check_path
 from llama_export.plan import new_bytes, notes
 from llama_export.progress import Advance, byte_progress
 from llama_export.recipe import Recipe
+from llama_export.tokenizer import open_source
 from llama_export.weights import FileDigest, WeightPlan, attach_weights, plan_weights, write_weights
 from llama_export.weights.side_by_side import sharing_the_interpreter
-from llama_runtime.errors import LlamaRuntimeError
 from llama_runtime.manifest import MANIFEST_NAME, Manifest
 
 
@@ -121,28 +122,14 @@ def prepare(
         target = Path(output) if output is not None else default_output(source.folder)
         refuse_nesting(source.folder, target)
         check_target(target, force=force)
-    check_tokenizer(source, convert=recipe.weights != "beside")
-    return source, plan, target
+    return check_tokenizer(source), plan, target
 
 
-def check_tokenizer(checkpoint: Checkpoint, *, convert: bool) -> None:
-    """Open the checkpoint's tokenizer as a runtime will, so that a damaged one is refused before any work."""
-    from llama_export.bundle.chat_template import chat_templates
-    from llama_export.bundle.manifest import tokenizer_file, tokens
-    from llama_export.bundle.tokenizer_json import read_model
-    from llama_runtime.tokenizer import open_tokenizer
-
+def check_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
+    """Refuse a damaged tokenizer or chat template before any work; what it needs saying is a note."""
     chat_templates(checkpoint)
-    entry = tokenizer_file(checkpoint)
-    if entry is None:
-        return
-    try:
-        path = next(path for path in checkpoint.companions if path.name == entry.path)
-        open_tokenizer(path.parent, entry, tokens(checkpoint))
-    except LlamaRuntimeError as error:
-        raise CheckpointError(error.message, "download the checkpoint's tokenizer again") from None
-    if convert and all(companion.name != "tokenizer.json" for companion in checkpoint.companions):
-        read_model(path)  # refuses what tokenizer.json could not say
+    tokenizer = open_source(checkpoint)
+    return replace(checkpoint, notes=checkpoint.notes + (tokenizer.notes if tokenizer else ()))
 
 
 def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) -> tuple[Manifest, str]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from llama_export.bundle.tokenizer_json import write_tokenizer_json
 from llama_export.model import LlamaConfig, LlamaForCausalLM
+from llama_export.tokenizer import write_tokenizer_json
 
 LICENSE = Path(__file__).parents[2] / "LICENSE"
 BOS_ID, EOS_ID = 1, 2

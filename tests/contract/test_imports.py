@@ -18,17 +18,18 @@ ROOMS = {
     "model": set(),
     "graph": {"model"},
     "weights": {"checkpoint", "graph.passes"},
+    # What the runtime will open must open here, so the same code tries it.
+    "tokenizer": {"checkpoint", "llama_runtime.vocabulary", "llama_runtime.errors"},
     "bundle": {
-        "checkpoint",
-        "graph.contract",
-        "model.attention",
-        "model.config",
-        "weights",
+        *("checkpoint", "graph.contract", "model.attention", "model.config", "tokenizer", "weights"),
         "llama_runtime.manifest",
     },
     "engine": {"graph.contract", "bundle", "progress", "llama_runtime.manifest"},
     # The design calls it verify/, which is the name of the function as well.
-    "parity": {"checkpoint", "model", "graph", "weights", "bundle", "progress", "llama_runtime"},
+    "parity": {
+        *("checkpoint", "model", "graph", "weights", "tokenizer", "bundle", "progress"),
+        "llama_runtime",
+    },
 }
 # What a room may import from elsewhere, where that is limited.
 LIBRARIES = {"model": {"torch"}}

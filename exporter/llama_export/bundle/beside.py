@@ -8,9 +8,13 @@ from pathlib import Path
 from llama_export.bundle.stage import bundle_weights, fsync
 from llama_export.checkpoint import Checkpoint
 from llama_export.errors import BundleError, OptionError
+from llama_export.tokenizer import open_source
+from llama_export.tokenizer.files import is_authors, write_json
 from llama_runtime.manifest import MANIFEST_NAME
 
-_OURS = ("onnx/model.onnx", "parity.json")
+# The checkpoint's own tokenizer.json is never changed, so one that had to be made stands with the graph.
+BESIDE_JSON = "onnx/tokenizer.json"
+_OURS = ("onnx/model.onnx", BESIDE_JSON, "parity.json")
 
 
 def check(checkpoint: Checkpoint, output: Path | None, *, force: bool) -> Path:
@@ -52,9 +56,12 @@ def stage_target(folder: Path) -> Path:
 
 
 def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
-    """Give the stage the small files that are in the checkpoint's folder anyway."""
+    """Give the stage the small files that are in the folder anyway, and tokenizer.json where it is not."""
     for source in [*checkpoint.companions, checkpoint.folder / "config.json"]:
         shutil.copyfile(source, folder / source.name)
+    tokenizer = open_source(checkpoint)
+    if tokenizer is not None and not is_authors(tokenizer):
+        write_json(tokenizer, folder / BESIDE_JSON)
 
 
 def publish(stage: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from llama_export.bundle.companions import token_ids
 from llama_export.checkpoint import Checkpoint
 from llama_export.errors import CheckpointError
+from llama_export.tokenizer import open_source
 from llama_runtime.manifest import ChatTemplates
 
 TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
@@ -30,9 +31,9 @@ def chat_templates(checkpoint: Checkpoint) -> ChatTemplates | None:
 def special_tokens(checkpoint: Checkpoint) -> dict[str, str]:
     """What a template finds as ``bos_token``, ``eos_token``...; the ids' own names where no file says."""
     found: dict[str, str] = {}
-    ids = token_ids(checkpoint)
+    ids, tokenizer = token_ids(checkpoint), open_source(checkpoint)
     for name, token in (("bos_token", ids["bos"]), ("eos_token", next(iter(ids["eos"]), None))):
-        content = None if token is None else _token_name(checkpoint.folder, token)
+        content = None if token is None or tokenizer is None else tokenizer.token_name(token)
         if content is not None:
             found[name] = content
     for file in reversed(SETTINGS_FILES):
@@ -82,22 +83,3 @@ def _template_settings(folder: Path) -> dict[str, str]:
     return {
         name: source for name, source in named.items() if isinstance(name, str) and isinstance(source, str)
     }
-
-
-def _token_name(folder: Path, token: int) -> str | None:
-    model, vocabulary = folder / "tokenizer.model", folder / "tokenizer.json"
-    if vocabulary.is_file():
-        for entry in read_settings(vocabulary).get("added_tokens", []):
-            if entry.get("id") == token:
-                return str(entry.get("content"))
-    if model.is_file():
-        from sentencepiece import SentencePieceProcessor
-
-        try:
-            processor = SentencePieceProcessor(model_file=str(model))
-        except (
-            Exception
-        ):  # The binding raises plain RuntimeErrors: Meta's Llama 3 file is no sentencepiece model.
-            return None
-        return str(processor.id_to_piece(token)) if token < processor.vocab_size() else None
-    return None

@@ -11,34 +11,34 @@ from llama_export.checkpoint import Checkpoint
 from llama_export.errors import CheckpointError
 from llama_export.graph import contract
 from llama_export.model.attention import AttentionPath
+from llama_export.tokenizer import open_source, write_tokenizer_files
+from llama_export.tokenizer.files import WRITTEN
 from llama_export.weights import WeightPlan
-
-_TOKENIZER_MODEL, _TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
 
 
 def write_companions(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPath, folder: Path) -> None:
     """Write everything but graph, weights and manifest.
 
     Args:
-        checkpoint: The source; its tokenizer, templates and licences travel along unchanged.
+        checkpoint: The source; its templates and licences travel along unchanged.
         plan: Names the graph and its data files.
         path: Attention path, on which genai's choice of cache depends.
         folder: The staged bundle.
     """
-    for source in checkpoint.companions:
-        shutil.copyfile(source, folder / source.name)
+    copy_companions(checkpoint, folder)
     write_json(folder / "config.json", _config(checkpoint, plan))
     if checkpoint.config.generates:
         write_json(folder / "genai_config.json", genai_config(checkpoint, plan, path))
-    write_tokenizer(folder)
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Give a folder that has ``tokenizer.model`` alone its ``tokenizer.json``."""
-    if (folder / _TOKENIZER_MODEL).exists() and not (folder / _TOKENIZER_JSON).exists():
-        from llama_export.bundle.tokenizer_json import write_tokenizer_json
-
-        write_tokenizer_json(folder / _TOKENIZER_MODEL, folder / _TOKENIZER_JSON)
+def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy what travels along unchanged, and write the tokenizer's files as all runtimes read them."""
+    tokenizer = open_source(checkpoint)
+    if tokenizer is not None:
+        write_tokenizer_files(tokenizer, folder)
+    for source in checkpoint.companions:
+        if source.name not in WRITTEN:
+            shutil.copyfile(source, folder / source.name)
 
 
 def _config(checkpoint: Checkpoint, plan: WeightPlan) -> dict[str, Any]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Literal
 
 import llama_runtime.manifest as schema
-from llama_export.bundle.chat_template import chat_templates, read_settings
+from llama_export.bundle.beside import BESIDE_JSON
+from llama_export.bundle.chat_template import chat_templates
 from llama_export.bundle.companions import token_ids
 from llama_export.checkpoint import Checkpoint
-from llama_export.errors import CheckpointError
 from llama_export.graph import contract
 from llama_export.model.attention import AttentionPath
 from llama_export.model.config import LlamaConfig, RopeConfig
+from llama_export.tokenizer import SourceTokenizer, open_source
+from llama_export.tokenizer.files import is_authors
 from llama_export.weights import FileDigest, WeightPlan
 
 
@@ -34,8 +35,7 @@ def build_manifest(
         files: Digest of every file of the bundle, by relative path.
         source: Digest of every checkpoint file that the bundle was made from, by name.
     """
-    config = checkpoint.config
-
+    config, tokenizer = checkpoint.config, open_source(checkpoint)
     folder = "." if plan.mode == "beside" else "onnx"
     return schema.Manifest(
         created_with={name: version(name) for name in ("llama-export", "torch", "onnx", "onnx-ir")},
@@ -53,8 +53,8 @@ def build_manifest(
         classification=_classification(config),
         limits=schema.Limits(config.context_length, config.vocab_size),
         rope=_rope(config.rope),
-        tokens=tokens(checkpoint),
-        tokenizer=tokenizer_file(checkpoint),
+        tokens=tokens(checkpoint, tokenizer),
+        tokenizer=tokenizer_file(tokenizer, beside=plan.mode == "beside"),
         chat_template=chat_templates(checkpoint),
         files=_entries(files),
         source=_entries(source),
@@ -83,10 +83,17 @@ def _classification(config: LlamaConfig) -> schema.Classification | None:
     return schema.Classification(head.labels, head.problem_type) if head.labels else None
 
 
-def tokens(checkpoint: Checkpoint) -> schema.Tokens:
-    """The special token ids, for whoever runs the model."""
-    ids = token_ids(checkpoint)
-    return schema.Tokens(ids["bos"], tuple(ids["eos"]), ids["pad"])
+def tokens(checkpoint: Checkpoint, tokenizer: SourceTokenizer | None) -> schema.Tokens:
+    """The special token ids, for whoever runs the model; what is put around a text is the tokenizer's."""
+    ids, size = token_ids(checkpoint), checkpoint.config.vocab_size
+    bos, eos = ids["bos"], list(ids["eos"])
+    if tokenizer is not None:
+        special = tokenizer.special
+        if special.bos is not None and special.bos[1] < size:
+            bos = special.bos[1]
+        if special.behind is not None:  # the first of the list is the one that is put behind
+            eos = [special.behind[1], *(token for token in eos if token != special.behind[1])]
+    return schema.Tokens(bos, tuple(eos), ids["pad"])
 
 
 def _rope(rope: RopeConfig) -> schema.Rope | None:
@@ -106,28 +113,17 @@ def _entries(digests: Mapping[str, FileDigest]) -> tuple[schema.FileEntry, ...]:
     )
 
 
-def tokenizer_file(checkpoint: Checkpoint) -> schema.TokenizerFile | None:
-    """Which tokenizer the runtime opens; ``tokenizer.model`` before ``tokenizer.json``, as its source."""
-    names, bos = {path.name for path in checkpoint.companions}, token_ids(checkpoint)["bos"]
-    settings = read_settings(checkpoint.folder / "tokenizer_config.json")
-    add_eos = bool(settings.get("add_eos_token", False))
-    if "tokenizer.model" in names:
-        # LlamaTokenizer's own default, which old tokenizer_config.json files rely on.
-        add_bos = bool(settings.get("add_bos_token", True)) and bos is not None
-        return schema.TokenizerFile("sentencepiece", "tokenizer.model", add_bos, add_eos)
-    if "tokenizer.json" in names:
-        wanted = settings.get("add_bos_token")
-        if wanted is None:
-            wanted = _template_adds(checkpoint.folder / "tokenizer.json", bos)
-        return schema.TokenizerFile("tokenizers", "tokenizer.json", bool(wanted) and bos is not None, add_eos)
-    return None
+def tokenizer_file(tokenizer: SourceTokenizer | None, *, beside: bool) -> schema.TokenizerFile | None:
+    """Which tokenizer the runtime opens: ``tokenizer.model`` where it says all, since it opens faster.
 
-
-def _template_adds(path: Path, bos: int | None) -> bool:
-    """Whether the post-processor of a tokenizer.json puts BOS in front."""
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path)).encode("a").ids[:1] == [bos]
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"tokenizer.json: cannot be read ({error})", "download it again") from None
+    Args:
+        tokenizer: The checkpoint's.
+        beside: The bundle is the checkpoint's own folder, whose ``tokenizer.json`` stays as it is.
+    """
+    if tokenizer is None:
+        return None
+    adds = (tokenizer.special.add_bos, tokenizer.special.add_eos)
+    if tokenizer.runs_model:
+        return schema.TokenizerFile("sentencepiece", "tokenizer.model", *adds)
+    path = BESIDE_JSON if beside and not is_authors(tokenizer) else "tokenizer.json"
+    return schema.TokenizerFile("tokenizers", path, *adds)

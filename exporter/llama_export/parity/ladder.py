@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from llama_export.parity.evidence import Evidence
 from llama_export.parity.measurement import Measurement
 from llama_export.parity.report import Outcome
-from llama_export.parity.rungs import first_layer, greedy, logits, rounding, weights
+from llama_export.parity.rungs import first_layer, greedy, logits, rounding, tokenizer, weights
 from llama_export.parity.scene import Scene
 from llama_export.parity.tolerances import UNITS, Quantity
 
@@ -62,6 +62,7 @@ class Rung:
 
 
 LADDER: tuple[Rung, ...] = (
+    Rung("tokenizer", "texts", tokenizer.measure, tokenizer.left_out),
     Rung("weights", "weights", weights.measure),
     Rung("attention", "layer", first_layer.measure_attention, scene=lambda e: e.prompt_scene),
     Rung("one layer", "layer", first_layer.measure_layer, scene=lambda e: e.prompt_scene),

@@ -9,8 +9,9 @@ import torch
 
 from llama_export.weights.plan import PRECISIONS
 
-Quantity = Literal["weights", "layer", "logits", "tokens", "rounding", "kl", "top1", "perplexity"]
+Quantity = Literal["texts", "weights", "layer", "logits", "tokens", "rounding", "kl", "top1", "perplexity"]
 UNITS: dict[Quantity, str] = {
+    "texts": "texts with other ids than the checkpoint's tokenizer gives, or that come back otherwise",
     "weights": "stored values that are not the checkpoint's, rounded to the stored dtype",
     "layer": "largest difference, as a fraction of the reference's largest value",
     "logits": "largest logit difference, as a fraction of the largest reference logit",
@@ -43,6 +44,7 @@ _BITS8 = "weights rounded to bfloat16's 8 significant bits"
 
 # What every precision owes: it is compared with the reference on the weights that it stores.
 _COMPUTED: dict[Quantity, Tolerance] = {
+    "texts": Tolerance(0, "ids are exact", 0),
     "weights": Tolerance(0, "the weights are the checkpoint's, to the bit", 0),
     "layer": Tolerance(1e-4, _SUMS, 2e-6),
     "logits": Tolerance(1e-4, _SUMS, 8e-6),

@@ -10,6 +10,7 @@ import pytest
 from llama_export.bundle.chat_template import chat_templates
 from llama_export.checkpoint import open_checkpoint
 from llama_export.errors import CheckpointError
+from llama_export.tokenizer import write_tokenizer_json
 
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>"}
 
@@ -67,9 +68,12 @@ def test_special_tokens_by_name_win_over_ids(checkpoint):
 
 def test_ids_get_their_names_from_tokenizer_json(checkpoint):
     settings(checkpoint, chat_template="x")
+    write_tokenizer_json(checkpoint / "tokenizer.model", checkpoint / "tokenizer.json")
     (checkpoint / "tokenizer.model").unlink()
-    added = [{"id": 1, "content": "<|begin_of_text|>"}, {"id": 2, "content": "<|eot_id|>"}]
-    (checkpoint / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    text = (checkpoint / "tokenizer.json").read_text()
+    for old, new in (("<s>", "<|begin_of_text|>"), ("</s>", "<|eot_id|>")):
+        text = text.replace(f'"{old}"', f'"{new}"')
+    (checkpoint / "tokenizer.json").write_text(text)
     assert found(checkpoint)[1] == {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
 
 

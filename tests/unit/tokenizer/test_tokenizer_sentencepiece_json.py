@@ -13,8 +13,8 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto
 from tokenizers import Tokenizer
 
-from llama_export.bundle.tokenizer_json import write_tokenizer_json
 from llama_export.errors import CheckpointError
+from llama_export.tokenizer import write_tokenizer_json
 
 REPO = Path(__file__).parents[3]
 VOCABULARIES = Path(os.environ.get("LLAMA_EXPORT_TOKENIZERS", REPO.parent / "shared" / "tokenizers"))
@@ -182,10 +182,13 @@ def test_what_cannot_be_exact_is_refused(tmp_path, changes, what):
     assert not (tmp_path / "tokenizer.json").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model", b"\xff" * 100])
-def test_a_file_that_is_no_model_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"", "is empty"), (b"not a model", "SentencePiece model"), (b"\xff" * 100, "SentencePiece model")],
+)
+def test_a_file_that_is_no_model_is_refused(tmp_path, content, what):
     (tmp_path / "tokenizer.model").write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a SentencePiece model"):
+    with pytest.raises(CheckpointError, match=what):
         write_tokenizer_json(tmp_path / "tokenizer.model", tmp_path / "tokenizer.json")
 
 

@@ -7,60 +7,46 @@ spells it out as text. Set ``encode_special_tokens`` on the loaded tokenizer to 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
+from llama_export.checkpoint.json_file import DOWNLOAD_AGAIN, shown
 from llama_export.errors import CheckpointError
+from llama_export.tokenizer.added_tokens import added_token
 
 # The module makes its classes when it is imported, so their attributes are unknown to a type checker.
 proto: Any = sentencepiece_model_pb2
+Piece: Any = proto.ModelProto.SentencePiece
 
 SPACE = "▁"
 _REMEDY = "give the checkpoint the tokenizer.json of its author, or leave tokenizer.json out"
 
 
-def write_tokenizer_json(model: Path, output: Path) -> None:
-    """Convert a SentencePiece BPE model.
-
-    Args:
-        model: ``tokenizer.model``, with byte fallback and no normalisation.
-        output: ``tokenizer.json``; replaced if it is there.
-
-    Raises:
-        CheckpointError: The file is no SentencePiece model, or one whose ids could not be kept exactly.
-    """
-    content = tokenizer_json(read_model(model))
-    text = json.dumps(content, ensure_ascii=False, indent=2)
-    output.write_text(text + "\n", encoding="utf-8")
+def special_pieces(model: Any) -> list[dict[str, Any]]:
+    """The pieces that stand for no text, and those that are found before all others, as added tokens."""
+    kinds = (Piece.UNKNOWN, Piece.CONTROL, Piece.USER_DEFINED)
+    return [
+        added_token(index, piece.piece, special=piece.type != Piece.USER_DEFINED)
+        for index, piece in enumerate(model.pieces)
+        if piece.type in kinds
+    ]
 
 
-def tokenizer_json(model: Any) -> dict[str, Any]:
+def sentencepiece_parts(model: Any) -> dict[str, Any]:
     """Say in ``tokenizer.json``'s terms what a SentencePiece BPE model, a ``ModelProto``, does."""
     names = [piece.piece for piece in model.pieces]
-    trainer = model.trainer_spec
-    unk, bos = names[trainer.unk_id], names[trainer.bos_id]
+    add_dummy_prefix = model.normalizer_spec.add_dummy_prefix
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            _special_token(index, piece.piece)
-            for index, piece in enumerate(model.pieces)
-            if piece.type in (piece.UNKNOWN, piece.CONTROL)
-        ],
-        "normalizer": _normalizer(model.normalizer_spec.add_dummy_prefix),
+        "normalizer": _normalizer(add_dummy_prefix),
         "pre_tokenizer": None,
-        "post_processor": _post_processor(bos, trainer.bos_id),
-        "decoder": _decoder(model.normalizer_spec.add_dummy_prefix),
+        "decoder": _decoder(add_dummy_prefix),
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": unk,
+            "unk_token": names[model.trainer_spec.unk_id],
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": True,
@@ -93,27 +79,54 @@ def _splits(name: str, scores: dict[str, float]) -> Iterator[tuple[str, str]]:
             yield left, right
 
 
-def read_model(path: Path) -> Any:
-    """Parse the file and refuse what ``tokenizer.json`` would do differently."""
+def parse_model(data: bytes, name: str) -> Any:
+    """Parse the file, a ``ModelProto``.
+
+    Raises:
+        CheckpointError: It is no SentencePiece model, or one whose ids cannot be.
+    """
     model = proto.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        model.ParseFromString(data)
     except DecodeError as error:
-        raise CheckpointError(f"{path}: is not a SentencePiece model", "download it again") from error
+        found = "is neither a SentencePiece model nor lines of ranks"
+        raise CheckpointError(f"{name}: {found}", DOWNLOAD_AGAIN) from error
     if not model.pieces:
-        raise CheckpointError(f"{path}: is not a SentencePiece model, it has no pieces", "download it again")
+        raise CheckpointError(f"{name}: is not a SentencePiece model, it has no pieces", DOWNLOAD_AGAIN)
+    if not model.HasField("trainer_spec") or not model.HasField("normalizer_spec"):
+        raise CheckpointError(
+            f"{name}: is cut short, its settings behind the pieces are missing", DOWNLOAD_AGAIN
+        )
+    id_of: dict[str, int] = {}
+    for index, piece in enumerate(model.pieces):
+        if not isinstance(piece.piece, str):  # protobuf hands over as bytes what is not UTF-8
+            raise CheckpointError(f"{name}: piece {index} is {piece.piece!a}, not UTF-8", DOWNLOAD_AGAIN)
+        if id_of.setdefault(piece.piece, index) != index:
+            both = f"{id_of[piece.piece]} and {index}"
+            raise CheckpointError(f"{name}: pieces {both} are both {shown(piece.piece)}", DOWNLOAD_AGAIN)
+    return model
+
+
+def check_exact(model: Any, name: str) -> None:
+    """Refuse what ``tokenizer.json`` would do differently.
+
+    Raises:
+        CheckpointError: With what it is.
+    """
     for broken, what in _differences(model):
         if broken:
-            raise CheckpointError(f"{path}: {what}; tokenizer.json cannot say this exactly", _REMEDY)
-    return model
+            raise CheckpointError(f"{name}: {what}; tokenizer.json cannot say this exactly", _REMEDY)
 
 
 def _differences(model: Any) -> list[tuple[bool, str]]:
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     types = {piece.type for piece in model.pieces}
-    Piece = proto.ModelProto.SentencePiece
+    # Between two of them a text begins anew, which would bring a space where one is put in front of texts.
+    spaced = normalizer.add_dummy_prefix or any(
+        SPACE in piece.piece or any(map(str.isspace, piece.piece))
+        for piece in model.pieces
+        if piece.type == Piece.USER_DEFINED
+    )
     size = len(model.pieces)
     return [
         (trainer.model_type != trainer.BPE, "is not a BPE model"),
@@ -122,15 +135,10 @@ def _differences(model: Any) -> list[tuple[bool, str]]:
         (bool(normalizer.precompiled_charsmap), "normalises characters"),
         (normalizer.remove_extra_whitespaces, "removes spaces"),
         (not normalizer.escape_whitespaces, "does not escape spaces"),
-        (Piece.USER_DEFINED in types, "has user-defined pieces"),
+        (Piece.USER_DEFINED in types and spaced, "has user-defined pieces beside spaces"),
         (Piece.UNUSED in types, "has pieces marked as unused"),
         (not 0 <= trainer.bos_id < size or not 0 <= trainer.unk_id < size, "has no <s> or no <unk>"),
     ]
-
-
-def _special_token(index: int, content: str) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"id": index, "content": content, **flags}
 
 
 def _normalizer(add_dummy_prefix: bool) -> dict[str, Any]:
@@ -149,18 +157,3 @@ def _decoder(add_dummy_prefix: bool) -> dict[str, Any]:
     if add_dummy_prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {"type": "Sequence", "decoders": decoders}
-
-
-def _post_processor(bos: str, bos_id: int) -> dict[str, Any]:
-    def special(type_id: int) -> dict[str, Any]:
-        return {"SpecialToken": {"id": bos, "type_id": type_id}}
-
-    def sequence(name: str, type_id: int) -> dict[str, Any]:
-        return {"Sequence": {"id": name, "type_id": type_id}}
-
-    return {
-        "type": "TemplateProcessing",
-        "single": [special(0), sequence("A", 0)],
-        "pair": [special(0), sequence("A", 0), special(1), sequence("B", 1)],
-        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
-    }

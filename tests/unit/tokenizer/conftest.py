@@ -1,0 +1,7 @@
+"""The tiny checkpoint and its bundle, made once."""
+
+from __future__ import annotations
+
+from talking_checkpoint import quick_graphs, talking, talking_bundle
+
+__all__ = ["quick_graphs", "talking", "talking_bundle"]

@@ -62,8 +62,8 @@ class Rung:
 
 
 LADDER: tuple[Rung, ...] = (
-    Rung("tokenizer", "texts", tokenizer.measure, tokenizer.left_out),
     Rung("weights", "weights", weights.measure),
+    Rung("tokenizer", "texts", tokenizer.measure, tokenizer.left_out),
     Rung("attention", "layer", first_layer.measure_attention, scene=lambda e: e.prompt_scene),
     Rung("one layer", "layer", first_layer.measure_layer, scene=lambda e: e.prompt_scene),
     Rung("prefill", "logits", logits.measure_prefill, scene=lambda e: e.prompt_scene),

@@ -13,10 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from layout_checkpoints import LAYOUTS, META_FLASH, PARAMS, write_meta
+from layout_checkpoints import (
+    FLAT,
+    LAYOUTS,
+    META_FLASH,
+    PARAMS,
+    without_prefix,
+    write_flax,
+    write_meta,
+    write_pickles,
+)
 from safetensors import safe_open
 from talking_checkpoint import files_in, train_tokenizer
-from tiny_checkpoints import DTYPES, random_weights
+from tiny_checkpoints import DTYPES, random_weights, write_checkpoint
 
 from llama_export.bundle import stage
 from llama_export.checkpoint import open_checkpoint
@@ -230,3 +239,21 @@ def test_attacks_are_refused_before_any_output(tmp_path, attack, command):
     assert words in error
     assert hint.startswith("hint: ")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("write", [write_checkpoint, write_pickles, write_flax])
+def test_a_base_model_without_prefix_or_head_stays_one(tmp_path, write, shards):
+    from transformers import LlamaModel
+
+    base = without_prefix(random_weights(FLAT))
+    source = write(tmp_path / "source", FLAT, weights=base, shards=shards, architectures=["LlamaModel"])
+    checkpoint = open_checkpoint(source)
+    assert list(checkpoint.tensors) == [f"model.{name}" for name in base]
+    facts = run(source, tmp_path / "out")
+    assert facts["tensors"] == len(base)
+    model, info = LlamaModel.from_pretrained(tmp_path / "out", dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values()), info
+    state = model.state_dict()
+    assert set(state) == set(base)
+    assert all(torch.equal(state[name], value) for name, value in base.items())

@@ -20,6 +20,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SOURCES := exporter runtime/python runtime/web recipes tests benchmarks examples
 DEMO := artifacts/tiny
+# A file's tests share what they export, so they stay together.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo setup web programs test test-all check format bench clean
 .DEFAULT_GOAL := help
@@ -38,7 +40,7 @@ demo: $(VENV)/.run-ready
 setup: $(VENV)/.dev-ready
 
 test: check
-	@$(BIN)/python -m pytest -q -m "not long"
+	@$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not long"
 
 test-all: check programs
 	@$(BIN)/python -m pytest -q

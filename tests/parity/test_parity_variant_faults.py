@@ -84,4 +84,4 @@ def test_a_wrong_scaling_is_found(tmp_path, monkeypatch, graph_of, variant, path
     pipeline.export(checkpoint, tmp_path / "bundle", recipe=Recipe(path, verify=False))
     report = verify_bundle(tmp_path / "bundle", open_checkpoint(checkpoint))
     assert not report.passed
-    assert next(r.name for r in report.rungs if not r.passed) == rung
+    assert next(r.name for r in report.rungs if r.red) == rung

@@ -316,7 +316,7 @@ def test_a_red_verification_publishes_nothing(checkpoint, tmp_path, monkeypatch)
     monkeypatch.setattr(pipeline, "build_graph", wrong)
     with pytest.raises(ParityError) as caught:
         llama_export.export(checkpoint, tmp_path / "out")
-    assert caught.value.message.startswith("prefill: measured ")
+    assert caught.value.message.startswith("attention: measured ")
     assert str(tmp_path / "out.failed") in caught.value.hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fox", "out.failed"]
     with pytest.raises(llama_runtime.ManifestError):

@@ -206,7 +206,7 @@ def test_depth_adds_layers_and_nothing_else(graph_of, path):
 
 
 def test_the_parts_are_traced_once_whatever_the_depth(monkeypatch):
-    """Forty layers and two cost the same one trace of three parts."""
+    """Forty layers and two cost the same one trace of four parts: prologue, layer, final norm, head."""
     from llama_export.graph import assemble
 
     traced = []
@@ -218,7 +218,7 @@ def test_the_parts_are_traced_once_whatever_the_depth(monkeypatch):
     real = assemble.trace
     monkeypatch.setattr(assemble, "trace", spy)
     model = assemble.build_graph(with_layers(CONFIGS["mha_tied"], 40), "flash")
-    assert [len(parts) for parts in traced] == [3]
+    assert [len(parts) for parts in traced] == [4]
     assert count(model)["com.microsoft", "GroupQueryAttention"] == 40
 
 

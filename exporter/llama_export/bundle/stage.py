@@ -106,7 +106,9 @@ class Stage:
             raise BundleError(
                 f"{parent}: cannot be written ({error.strerror})", "name another output"
             ) from None
-        except BundleError:
+        except BaseException:  # an interrupt may come as soon as there is a folder
+            if hasattr(self, "folder"):
+                shutil.rmtree(self.folder, ignore_errors=True)
             self._remove_made()
             raise
 

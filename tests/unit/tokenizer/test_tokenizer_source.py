@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from tokenizer_sources import PIECES, RANKS, as_checkpoint, write_json, write_pi
 
 from llama_export.bundle.manifest import tokenizer_file, tokens
 from llama_export.errors import CheckpointError
+from llama_export.model import RopeConfig
 from llama_export.tokenizer import open_source, write_tokenizer_files, write_tokenizer_json
 from llama_runtime.manifest import TokenizerFile
 from llama_runtime.tokenizer import open_tokenizer
@@ -97,7 +99,8 @@ def test_special_tokens_of_llama_3_and_3_1(ranks):
     names = {}
     for rope in ("default", "llama3"):
         checkpoint = as_checkpoint(ranks, RANKS + 256)
-        object.__setattr__(checkpoint.config.rope, "rope_type", rope)
+        config = dataclasses.replace(checkpoint.config, rope=RopeConfig(rope))
+        checkpoint = dataclasses.replace(checkpoint, config=config)
         added = open_source(checkpoint).added_tokens
         assert [entry["id"] for entry in added] == list(range(RANKS, RANKS + 256))
         assert len({entry["content"] for entry in added}) == 256 and all(entry["special"] for entry in added)

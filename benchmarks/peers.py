@@ -29,6 +29,7 @@ class Peer:
         packages: Whose versions the results name.
         convert: From (environment, checkpoint, output folder) to the command of its float32 export.
         generate: The script in ``workers`` that runs its export; None where we time the export alone.
+        batch: The script that runs several rows at once; None where there is none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Peer:
     packages: tuple[str, ...]
     convert: Callable[[Path, Path, Path], list[str | Path]]
     generate: str | None = None
+    batch: str | None = None
 
 
 def _genai(env: Path, checkpoint: Path, output: Path) -> list[str | Path]:
@@ -64,6 +66,7 @@ GENAI = Peer(
     ("onnxruntime-genai", "onnxruntime", "transformers", "torch"),
     _genai,
     "generate_genai.py",
+    "batch_genai.py",
 )
 OPTIMUM = Peer(
     "optimum-onnx",
@@ -71,6 +74,7 @@ OPTIMUM = Peer(
     ("optimum-onnx", "onnxruntime", "transformers", "torch"),
     _optimum,
     "generate_optimum.py",
+    "batch_optimum.py",
 )
 TRANSFORMERS = Peer(
     "transformers",

@@ -41,6 +41,15 @@ COLUMNS = {
         Column("decode, tok/s", "decode_tokens_per_s", digits=2),
         PEAK,
     ),
+    "overhead": (
+        Column("ours, ms a token", "ours_ms", digits=2),
+        Column("bare session, ms a token", "bare_ms", digits=2),
+        Column("overhead, %", "overhead_percent"),
+    ),
+    "batch": tuple(
+        Column(f"{n} {'row' if n == 1 else 'rows'}, tok/s", f"rows_{n}_tokens_per_s", digits=2)
+        for n in (1, 2, 4, 8)
+    ),
     "chat": (
         Column("time to first token, s", "first_token_s", digits=3),
         Column("prompt, tokens", "prompt_tokens", digits=0),
@@ -56,6 +65,8 @@ COLUMNS = {
 TITLES = {
     "conversion": "Export of {shape} in bfloat16",
     "speed": "Generating with {shape} in float32, {threads} threads, {prompt} + {new} tokens",
+    "overhead": "A token of {shape} in float32, {threads} threads: our runtime beside the bare session",
+    "batch": "Batches with {shape} in float32, {threads} threads, prompts of 17 to 64 tokens + {row_new}",
     "tracing": "Building the graph, without weights",
     "chat": "Tenth turn of a chat with {shape} in float32, {threads} threads",
     "layouts": "Meta's own files, float16",
@@ -82,6 +93,8 @@ def markdown(results: Mapping[str, Any], outcomes: Mapping[str, Mapping[str, Out
         blocks += [f"## {TITLES[name].format(**settings)}", table(COLUMNS[name], found)]
         if name == "speed":
             blocks.append(same_tokens(results.get("equal_tokens", {}), settings["new"]))
+        if name == "batch":
+            blocks.append(same_rows(results.get("equal_rows", {})))
     blocks += ["## Versions", versions(results)]
     return "\n\n".join(blocks) + "\n"
 
@@ -129,6 +142,14 @@ def same_tokens(equal: Mapping[str, int], new_tokens: int) -> str:
     if not parted:
         return f"All generated the same {new_tokens} greedy tokens."
     return f"Greedy tokens parted: {'; '.join(f'{name} after {n}' for name, n in parted.items())}."
+
+
+def same_rows(equal: Mapping[str, tuple[int, int]]) -> str:
+    """Whether the rows of a batch are what the prompts get alone, which a padding that leaks would change."""
+    if not equal:
+        return "Whether rows are what the prompts get alone is not known."
+    counts = "; ".join(f"{name}: {same} of {rows}" for name, (same, rows) in equal.items())
+    return f"Rows of the largest batch with exactly the tokens that our runtime generates alone: {counts}."
 
 
 def versions(results: Mapping[str, Any]) -> str:

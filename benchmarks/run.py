@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import batch
 import chat
 import conversion
 import layouts
@@ -20,12 +21,13 @@ import speed
 import tracing
 from checkpoints import SHAPES, make_checkpoint
 from environments import CACHE, InstallError
+from exports import Exports
 from report import markdown
 from rounds import Outcome
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("tracing", "conversion", "speed", "chat", "layouts", "sparse")
-NEED_PEERS = {"conversion", "speed"}
+BENCHMARKS = ("tracing", "conversion", "speed", "batch", "chat", "layouts", "sparse")
+NEED_PEERS = {"conversion", "speed", "batch"}
 NEEDED_GB = 32
 
 Outcomes = dict[str, dict[str, Outcome]]
@@ -68,8 +70,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outcomes]:
-    """Prepare, then measure in this order: tracing, conversion, speed, chat, layouts, sparse."""
+    """Prepare, then measure in this order: tracing, conversion, speed, batch, chat, layouts, sparse."""
     shape, new_tokens = SHAPES[options.shape], 9 if options.quick else 65
+    row_tokens = 4 if options.quick else 32
     busy_before = machine.busy_processes(3.0)
     environments, missing = install(options) if NEED_PEERS & set(options.only) else ({}, {})
     settings = {
@@ -79,6 +82,7 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
         "threads": speed.THREADS,
         "prompt": speed.PROMPT_TOKENS,
         "new": new_tokens,
+        "row_new": row_tokens,
     }
     versions = {peer.name: peers.versions(peer, env) for peer, env in environments.items()}
     results: dict[str, Any] = {
@@ -87,6 +91,7 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
         "peers": versions,
     }
     outcomes: Outcomes = {}
+    exports = Exports(work)
     if "tracing" in options.only:
         outcomes["tracing"] = tracing.bench(work, options.repeats)
     if "conversion" in options.only:
@@ -96,10 +101,20 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
     if "speed" in options.only:
         bfloat16 = make_checkpoint(work / "bfloat16", shape, "bfloat16")
         float32 = make_checkpoint(work / "float32", shape, "float32")
-        found, tokens = speed.bench(shape, bfloat16, float32, work, environments, options.repeats, new_tokens)
+        found, tokens = speed.bench(
+            shape, bfloat16, float32, exports, environments, options.repeats, new_tokens
+        )
         runnable = {peer: reason for peer, reason in missing.items() if peer.generate}
         outcomes["speed"] = found | not_installed(runnable)
         results["equal_tokens"] = speed.equal_tokens(tokens)
+    if "batch" in options.only:
+        bfloat16 = make_checkpoint(work / "bfloat16", shape, "bfloat16")
+        overhead, found, rows = batch.bench(
+            shape, bfloat16, exports, environments, options.repeats, row_tokens
+        )
+        runnable = {peer: reason for peer, reason in missing.items() if peer.batch}
+        outcomes |= {"overhead": overhead, "batch": found | not_installed(runnable)}
+        results["equal_rows"] = batch.equal_rows(rows)
     if "chat" in options.only:
         float32 = make_checkpoint(work / "float32", shape, "float32")
         outcomes["chat"] = chat.bench(float32, work, options.repeats)

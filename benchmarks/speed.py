@@ -9,7 +9,8 @@ from pathlib import Path
 
 import peers
 from checkpoints import Shape
-from conversion import COPY, Export, ours, peer_export, run_export
+from conversion import Export, ours, peer_export
+from exports import COPY_EXPORT, OURS_COPIED, Exported, Exports
 from machine import settle
 from measure import last_error, measure
 from rounds import Candidate, Outcome, Sample, interleave
@@ -43,7 +44,7 @@ def runtimes(bfloat16: Path, float32: Path, environments: dict[peers.Peer, Path]
     here = Path(sys.executable)
     found = [
         Runtime("ours, fp32 checkpoint linked", ours("", *link), float32, here, script),
-        Runtime("ours, copy fp32", ours("", *COPY, "--no-verify"), bfloat16, here, script),
+        Runtime(OURS_COPIED, COPY_EXPORT, bfloat16, here, script),
         Runtime("ours, bf16 checkpoint linked", ours("", *link), bfloat16, here, script),
     ]
     for peer, env in environments.items():
@@ -57,7 +58,7 @@ def bench(
     shape: Shape,
     bfloat16: Path,
     float32: Path,
-    work: Path,
+    exports: Exports,
     environments: dict[peers.Peer, Path],
     repeats: int,
     new_tokens: int,
@@ -68,7 +69,7 @@ def bench(
         shape: Of both checkpoints.
         bfloat16: A checkpoint.
         float32: The same values in float32.
-        work: Where the exports stand while they are needed.
+        exports: Shared with the other benchmarks.
         environments: The installed peers.
         repeats: Rounds.
         new_tokens: Generated after the prompt of 128.
@@ -78,16 +79,11 @@ def bench(
     """
     tokens: dict[str, list[int]] = {}
     candidates = []
-    for index, runtime in enumerate(runtimes(bfloat16, float32, environments)):
-        folder = work / f"runtime-{index}"
-        print(f"exporting for {runtime.name}", file=sys.stderr, flush=True)
-        exported = run_export(runtime.export, runtime.checkpoint, folder)
-        failed = f"export: {last_error(exported)}" if exported.returncode else None
+    for runtime in runtimes(bfloat16, float32, environments):
+        exported = exports.make(runtime.name, runtime.export, runtime.checkpoint)
 
-        def once(runtime: Runtime = runtime, folder: Path = folder, failed: str | None = failed) -> Sample:
-            if failed:
-                raise RuntimeError(failed)
-            generated, sample = generate(runtime, folder, shape.vocab_size, new_tokens)
+        def once(runtime: Runtime = runtime, exported: Exported = exported) -> Sample:
+            generated, sample = generate(runtime, exported.require(), shape.vocab_size, new_tokens)
             if tokens.setdefault(runtime.name, generated) != generated:
                 raise RuntimeError("other greedy tokens than in an earlier round")
             return sample

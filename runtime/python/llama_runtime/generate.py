@@ -16,14 +16,14 @@ from llama_runtime.conversation import Conversation, Overflow
 from llama_runtime.errors import LlamaRuntimeError, OptionError, TokenizerError
 from llama_runtime.generation import Generation, Piece, Timings
 from llama_runtime.grammar import GrammarConstraint, GrammarVocabulary
-from llama_runtime.manifest import Manifest, check_structure, read_manifest
+from llama_runtime.manifest import Manifest
 from llama_runtime.options import SamplingOptions
 from llama_runtime.prefix_cache import PrefixCache
 from llama_runtime.prompt import Prompt, check_prompt
 from llama_runtime.row import Row
-from llama_runtime.session import Session, open_session
-from llama_runtime.tasks.opening import wrong_task
-from llama_runtime.tokenizer import Tokenizer, open_tokenizer
+from llama_runtime.session import Session
+from llama_runtime.tasks.opening import open_bundle
+from llama_runtime.tokenizer import Tokenizer
 
 OnPiece = Callable[[Piece], object]
 TASK = "text-generation"
@@ -264,13 +264,7 @@ def load(path: str | Path, threads: int | None = None) -> Generator:
         SessionError: ONNX Runtime cannot load the graph.
         MissingExtraError: onnxruntime is not installed.
     """
-    folder = Path(path)
-    manifest = read_manifest(folder)
-    if manifest.task != TASK:
-        raise wrong_task(folder, manifest.task, TASK)
-    check_structure(folder, manifest)
-    tokenizer = open_tokenizer(folder, manifest.tokenizer, manifest.tokens) if manifest.tokenizer else None
-    return Generator(open_session(folder, manifest, threads=threads), tokenizer)
+    return Generator(*open_bundle(path, TASK, threads))
 
 
 def generate(bundle: str | Path, prompt: Prompt, **options: Any) -> str:

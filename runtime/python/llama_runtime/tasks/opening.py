@@ -6,9 +6,9 @@ from pathlib import Path
 
 from llama_runtime.errors import ManifestError
 from llama_runtime.manifest import check_structure, read_manifest
-from llama_runtime.session import open_session
+from llama_runtime.session import Session, open_session
 from llama_runtime.tasks.batch import TextModel
-from llama_runtime.tokenizer import open_tokenizer
+from llama_runtime.tokenizer import Tokenizer, open_tokenizer
 
 COMMANDS = {
     "text-generation": "run",
@@ -33,13 +33,18 @@ def open_text_model(path: str | Path, task: str, threads: int | None = None) -> 
         SessionError: ONNX Runtime cannot load the graph.
         MissingExtraError: onnxruntime is not installed.
     """
+    return TextModel(*open_bundle(path, task, threads))
+
+
+def open_bundle(path: str | Path, task: str, threads: int | None) -> tuple[Session, Tokenizer | None]:
+    """Read the manifest, check the files' sizes, load tokenizer and graph; as ``open_text_model`` says."""
     folder = Path(path)
     manifest = read_manifest(folder)
     if manifest.task != task:
         raise wrong_task(folder, manifest.task, task)
     check_structure(folder, manifest)
     tokenizer = open_tokenizer(folder, manifest.tokenizer, manifest.tokens) if manifest.tokenizer else None
-    return TextModel(open_session(folder, manifest, threads=threads), tokenizer)
+    return open_session(folder, manifest, threads=threads), tokenizer
 
 
 def wrong_task(folder: Path, found: str, wanted: str) -> ManifestError:

@@ -118,3 +118,13 @@ def test_random_checkpoints(export_of, case, options):
         assert [list(generation.tokens) for generation in ours] == rows
         if beams:
             assert [generation.score for generation in ours] == pytest.approx(scores, rel=1e-4)
+
+
+@pytest.mark.parametrize("prompt", ["Once upon a time", [1, 300, 301, 302]])
+def test_the_full_text_is_prompt_and_continuation(demo, prompt):
+    options = SamplingOptions(max_new_tokens=12)
+    alone = demo.generate(prompt, options)
+    whole = demo.generate(prompt, SamplingOptions(max_new_tokens=12, return_full_text=True))
+    opening = prompt if isinstance(prompt, str) else demo.tokenizer.decode(prompt)
+    assert opening and whole.text == opening + alone.text
+    assert whole.tokens == alone.tokens

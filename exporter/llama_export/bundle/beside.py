@@ -8,6 +8,7 @@ from pathlib import Path
 from llama_export.bundle.stage import bundle_weights, fsync
 from llama_export.checkpoint import Checkpoint
 from llama_export.errors import BundleError, OptionError
+from llama_export.interruption import undo_if_killed
 from llama_export.tokenizer import open_source
 from llama_export.tokenizer.files import is_authors, write_json
 from llama_runtime.manifest import MANIFEST_NAME
@@ -68,6 +69,14 @@ def publish(stage: Path, folder: Path) -> None:
     """Move our own files into the checkpoint's folder; the manifest last, since nothing loads without it."""
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     new_folder = not (folder / "onnx").exists()
+
+    def undo() -> None:
+        for name in (*_OURS, MANIFEST_NAME):
+            (folder / name).unlink(missing_ok=True)
+        if new_folder:
+            shutil.rmtree(folder / "onnx", ignore_errors=True)
+
+    call_off = undo_if_killed(undo)
     try:
         (folder / "onnx").mkdir(exist_ok=True)
         for name in (*_OURS, MANIFEST_NAME):
@@ -76,8 +85,7 @@ def publish(stage: Path, folder: Path) -> None:
                 (stage / name).replace(folder / name)
         fsync(folder)
     except BaseException:
-        for name in (*_OURS, MANIFEST_NAME):
-            (folder / name).unlink(missing_ok=True)
-        if new_folder:
-            shutil.rmtree(folder / "onnx", ignore_errors=True)
+        undo()
         raise
+    finally:
+        call_off()

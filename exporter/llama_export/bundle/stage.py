@@ -6,12 +6,15 @@ import contextlib
 import ctypes
 import json
 import os
+import secrets
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 
 from llama_export.errors import BundleError
+from llama_export.interruption import undo_if_killed
 from llama_runtime.manifest import FORMAT, MANIFEST_NAME
 
 try:
@@ -20,6 +23,7 @@ except ImportError:  # no locks on Windows: an abandoned stage stays until someb
     fcntl = None  # type: ignore[assignment]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_REMOVALS = 100
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -77,8 +81,9 @@ def bundle_weights(folder: Path) -> str | None:
 class Stage:
     """The folder in which a bundle is put together.
 
-    As a context manager it removes itself unless ``publish`` or ``keep_failed`` was called. What a killed
-    export left behind is removed by the next one to the same target.
+    As a context manager it removes itself unless ``publish`` or ``keep_failed`` was called, and a signal
+    removes it too. What an export that was killed outright left behind is removed by the next one to the
+    same target.
 
     Args:
         target: Where the bundle will stand; a link is followed.
@@ -91,26 +96,25 @@ class Stage:
     def __init__(self, target: Path, nbytes: int) -> None:
         self.target = target.resolve()
         parent = self.target.parent
+        prefix = f".{self.target.name}.staging-"
+        self.folder = parent / (prefix + secrets.token_hex(4))
         self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        # Before there is a folder, since a signal may come as soon as there is one.
+        self._call_off = undo_if_killed(self._remove)
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            prefix = f".{self.target.name}.staging-"
             _remove_abandoned(parent, prefix)
             self._check_space(nbytes)
-            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            self.folder.mkdir()
             self._lock = _lock(self.folder)
-            # mkdtemp keeps the folder private; a bundle is for everybody that the umask allows.
-            self.folder.chmod(0o777 & ~_umask())
-        except OSError as error:
-            self._remove_made()
+        except BaseException as error:
+            self._remove()
+            self._call_off()
+            if not isinstance(error, OSError):
+                raise
             raise BundleError(
                 f"{parent}: cannot be written ({error.strerror})", "name another output"
             ) from None
-        except BaseException:  # an interrupt may come as soon as there is a folder
-            if hasattr(self, "folder"):
-                shutil.rmtree(self.folder, ignore_errors=True)
-            self._remove_made()
-            raise
 
     def _check_space(self, nbytes: int) -> None:
         free = shutil.disk_usage(self.target.parent).free
@@ -127,11 +131,10 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.folder.exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove()
+        self._call_off()
         if self._lock is not None:
             os.close(self._lock)
-        self._remove_made()
         if isinstance(error, OSError) and error.errno is not None:
             named = error.filename if isinstance(error.filename, str) else None
             where = self.target if named is None or named.startswith(str(self.folder)) else named
@@ -161,8 +164,13 @@ class Stage:
         self.folder.rename(failed)
         return failed
 
-    def _remove_made(self) -> None:
-        """Remove the parent folders that were made for the stage, unless something stands in them."""
+    def _remove(self) -> None:
+        """Remove the folder, and the parents that were made for it unless something else stands in them."""
+        for _ in range(_REMOVALS):  # another thread may just have written into it
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not self.folder.exists():
+                break
+            time.sleep(0.01)
         with contextlib.suppress(OSError):
             for folder in self._made:
                 folder.rmdir()
@@ -187,12 +195,6 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
         if folder.name.startswith(prefix) and (lock := _lock(folder)) is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def fsync(path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
-import sys
 from pathlib import Path
 
 import click
@@ -12,6 +10,7 @@ import click
 import llama_export
 from llama_export.cli.command import FOLDER, JSON, echo, one_sentence
 from llama_export.errors import OptionError
+from llama_export.interruption import ended_by_signals
 from llama_export.show import converted_lines
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -40,9 +39,9 @@ def convert(
     OUTPUT must not exist; nothing is left in it unless all succeeds.
     """
     llama_export.require_export_extra()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     limit = _parse_size(max_shard_size)
-    converted = llama_export.convert(checkpoint, output, adapters=adapters, max_shard_bytes=limit)
+    with ended_by_signals():
+        converted = llama_export.convert(checkpoint, output, adapters=adapters, max_shard_bytes=limit)
     if as_json:
         facts = {"output": str(converted.output), "files": converted.files, "tensors": converted.tensors}
         echo(facts | {"notes": converted.notes, "seconds": converted.seconds}, as_json)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ import click
 
 import llama_export
 from llama_export.cli.command import FOLDER, JSON, echo, one_sentence
+from llama_export.interruption import ended_by_signals
 from llama_export.show import exported_lines, plan_lines
 
 if TYPE_CHECKING:
@@ -65,8 +64,6 @@ def onnx(
     OUTPUT is artifacts/<name> by default. The checkpoint's files are never changed.
     """
     llama_export.require_export_extra()
-    # A polite kill cleans up like Ctrl-C does; without this it would not even run a finally.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     recipe = _recipe(recipe_file, choices | {"adapters": choices["adapters"] or None})
     if dry_run:
         from llama_export.pipeline import prepare
@@ -75,7 +72,8 @@ def onnx(
         plan = plan_export(*prepare(checkpoint, output, recipe, force=force), recipe)
         echo(plan.to_dict() if as_json else plan_lines(plan), as_json)
         return
-    exported = llama_export.export(checkpoint, output, recipe=recipe, force=force)
+    with ended_by_signals():
+        exported = llama_export.export(checkpoint, output, recipe=recipe, force=force)
     if as_json:
         parity = exported.report and exported.report.to_dict()
         facts = {"output": str(exported.output), "weights": exported.placed_as, "seconds": exported.seconds}

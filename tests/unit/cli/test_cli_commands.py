@@ -29,14 +29,6 @@ COMMANDS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def own_signals():
-    """`onnx` installs a handler for SIGTERM, which must not outlive the test."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def succeed(*arguments: object, stdin: str | bytes | None = None, code: int = 0) -> Result:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
     # click's runner calls an uncaught exception exit code 1 as well.
@@ -483,8 +475,8 @@ def test_a_killed_export_leaves_nothing_that_loads(quick_graphs, talking, tmp_pa
         assert all(path.name.startswith(".out.staging-") for path in tmp_path.iterdir())
     else:
         assert list(tmp_path.iterdir()) == []
-        assert child.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
         assert stderr == {signal.SIGTERM: b"", signal.SIGINT: b"interrupted\n"}[number]
+        assert child.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
     # The next export to the same place works, and cleans up after the dead.
     quietly("onnx", talking, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

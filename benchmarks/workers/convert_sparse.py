@@ -15,28 +15,22 @@ import numpy as np
 
 import llama_export
 from llama_export.bundle import stage
-from llama_export.weights import stream
+from llama_export.weights import sink
+from llama_export.weights.sink import write_all
 
 
-class SparseSink(stream._Sink):
-    """Leaves holes where all is zero."""
-
-    def _append(self, data: memoryview) -> None:
-        self._hash.update(data)
-        if np.frombuffer(data, np.uint8).any():
-            os.pwrite(self._stream.fileno(), data, self._end)
-        self._end += len(data)
-
-    def close(self) -> None:
-        """Give the file its length, which a hole at its end would not."""
-        self._stream.truncate(self._end)
-        super().close()
+def skip_zeros(file: int, data: memoryview) -> None:
+    """Write, or leave a hole where all is zero."""
+    if np.frombuffer(data, np.uint8).any():
+        write_all(file, data)
+    else:
+        os.ftruncate(file, os.lseek(file, len(data), os.SEEK_CUR))
 
 
 def main(checkpoint: str, output: str) -> None:
     plenty = shutil.disk_usage(".")._replace(free=1 << 50)
     stage.shutil.disk_usage = lambda path: plenty
-    stream._Sink = SparseSink
+    sink.write_all = skip_zeros
     print(llama_export.convert(Path(checkpoint), Path(output)).seconds)
 
 

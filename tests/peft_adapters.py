@@ -9,13 +9,21 @@ import torch
 from tiny_checkpoints import transformers_model
 
 
-def write_adapter(base: Path, folder: Path, seed: int = 0, **choices: Any) -> Path:
-    """Save a LoRA adapter for a checkpoint; its factors, magnitudes, biases and whole modules are random."""
+def write_adapter(base: Path, folder: Path, seed: int = 0, *, model: Any = None, **choices: Any) -> Path:
+    """Save a LoRA adapter for a checkpoint; its factors, magnitudes, biases and whole modules are random.
+
+    Args:
+        base: Is opened as a causal language model.
+        folder: Is made.
+        seed: Of the random values.
+        model: What is adapted in place of ``base``.
+        choices: Of ``LoraConfig``.
+    """
     import peft
 
     torch.manual_seed(seed)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", **choices)
-    model = peft.get_peft_model(transformers_model(base), config)
+    config = peft.LoraConfig(**{"task_type": "CAUSAL_LM"} | choices)
+    model = peft.get_peft_model(model or transformers_model(base), config)
     trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     with torch.no_grad():
         for name, value in trained:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from llama_export.checkpoint.adapter_config import CONFIG_FILE, AdapterConfig, read_adapter_config
 from llama_export.checkpoint.folder import Checkpoint, open_checkpoint
+from llama_export.checkpoint.head import HEAD_PREFIXES, canonical_name
 from llama_export.checkpoint.json_file import resolve_file, shown, shown_name
 from llama_export.checkpoint.lora import Factors, merge_embedding, merge_linear
 from llama_export.checkpoint.safetensors import read_header
@@ -29,16 +30,41 @@ _KINDS = {
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
 }
+_HEAD_TASK = "name the task of the adapter's head with --task, or the checkpoint that it was trained on"
 _OTHER_BASE = "name the checkpoint that the adapter was trained on"
 _INCOMPLETE = "the adapter's folder is incomplete; download it again, or save it with PEFT once more"
 
 
 def open_merged(folder: Path, adapters: Sequence[Path] = (), task: Task | None = None) -> Checkpoint:
-    """Open a checkpoint and merge adapters into it, in order; see ``open_checkpoint``, ``merge_adapter``."""
-    checkpoint = open_checkpoint(folder, task)
+    """Open a checkpoint and merge adapters into it, in order; see ``open_checkpoint``, ``merge_adapter``.
+
+    An adapter that was trained with a head decides on the task, where none is asked for; where the checkpoint
+    has not that head, the adapter's is taken.
+    """
+    if not adapters:
+        return open_checkpoint(folder, task)
+    heads: dict[str, StoredTensor] = {}
+    for adapter in adapters:
+        config, stored = _read(adapter)
+        task = task or config.task
+        heads |= {
+            name: tensor for key, tensor in stored.items() if (name := _path(key)).startswith(HEAD_PREFIXES)
+        }
+    checkpoint = open_checkpoint(folder, task, heads)
     for adapter in adapters:
         checkpoint = merge_adapter(checkpoint, adapter)
     return checkpoint
+
+
+def _read(folder: Path) -> tuple[AdapterConfig, dict[str, StoredTensor]]:
+    """An adapter's config and header."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder", f"name the folder that holds {CONFIG_FILE}")
+    config = read_adapter_config(folder)
+    stored = read_header(_weights_file(folder), ADAPTER_FILE)
+    paths = (_path(key) for key in stored)
+    trunks = (path.removesuffix(name[6:]) for path in paths if (name := canonical_name(path))[:6] == "model.")
+    return dataclasses.replace(config, trunk=next(trunks, "model.")), stored
 
 
 def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
@@ -56,13 +82,10 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         CheckpointError: The adapter is damaged, incomplete, or for another base.
         ConfigError: It asks for something that could not be merged exactly.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder", f"name the folder that holds {CONFIG_FILE}")
     if folder.resolve() in (other.resolve() for other in checkpoint.adapters):
         raise CheckpointError(f"{folder}: is named twice, an adapter can be merged once", "name it once")
-    config = read_adapter_config(folder)
-    file = _weights_file(folder)
-    factors, whole = _sorted_out(read_header(file, ADAPTER_FILE), checkpoint)
+    config, stored = _read(folder)
+    factors, whole = _sorted_out(stored, checkpoint)
     for module in (*factors, *whole):
         checkpoint = _untied(checkpoint, module)
     tensors = dict(checkpoint.tensors)
@@ -81,7 +104,7 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         dtype=torch.float32,
         raw_config=raw_config | dict.fromkeys(_DTYPE_KEYS & set(raw_config), "float32"),
         tensors={key: widen(tensor) for key, tensor in tensors.items()},
-        weight_files=(*checkpoint.weight_files, file),
+        weight_files=(*checkpoint.weight_files, _weights_file(folder)),
         adapters=(*checkpoint.adapters, folder),
     )
 
@@ -102,10 +125,11 @@ def _sorted_out(
     factors: dict[str, dict[str, StoredTensor]] = {}
     whole: dict[str, StoredTensor] = {}
     for key, tensor in stored.items():
-        place = next(_places(key, checkpoint), None)
+        place = _place(key, checkpoint)
         if place is None:
+            hint = _HEAD_TASK if _path(key).startswith(HEAD_PREFIXES) else _OTHER_BASE
             raise CheckpointError(
-                f"{ADAPTER_FILE}: tensor {shown_name(key)} belongs to nothing in the base model", _OTHER_BASE
+                f"{ADAPTER_FILE}: tensor {shown_name(key)} belongs to nothing in the base model", hint
             )
         target, kind = place
         holder = whole if kind is None else factors.setdefault(target, {})
@@ -116,17 +140,18 @@ def _sorted_out(
     return factors, whole
 
 
-def _places(key: str, checkpoint: Checkpoint) -> Iterator[tuple[str, str | None]]:
-    """What an adapter's key can mean: a module and a kind of factor, or a tensor of the base and None."""
-    path = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
-    # An adapter of the headless model has names without `model.`.
-    for name in (path, f"model.{path}"):
-        for ending, kind in _KINDS.items():
-            module = name.removesuffix(f".{ending}")
-            if module != name and _known(f"{module}.weight", checkpoint):
-                yield module, kind
-        if _known(name, checkpoint):
-            yield name, None
+def _path(key: str) -> str:
+    return key.removeprefix(_PREFIX).replace(".base_layer.", ".")
+
+
+def _place(key: str, checkpoint: Checkpoint) -> tuple[str, str | None] | None:
+    """What an adapter's key means: a module and a kind of factor, or a tensor of the base and None."""
+    name = canonical_name(_path(key))
+    for ending, kind in _KINDS.items():
+        module = name.removesuffix(f".{ending}")
+        if module != name and _known(f"{module}.weight", checkpoint):
+            return module, kind
+    return (name, None) if _known(name, checkpoint) else None
 
 
 def _known(key: str, checkpoint: Checkpoint) -> bool:
@@ -166,7 +191,7 @@ def _check_complete(
             raise CheckpointError(
                 f"{ADAPTER_FILE}: holds factors for {module}, {CONFIG_FILE} does not target it", _INCOMPLETE
             )
-    for name in config.modules_to_save:
+    for name in filter(config.needs, config.modules_to_save):
         if not any(f".{key.rpartition('.')[0]}".endswith(f".{name}") for key in whole):
             raise CheckpointError(
                 f"{CONFIG_FILE}: modules_to_save names {shown_name(name)}, the base model has none",

@@ -9,6 +9,7 @@ from typing import Any
 
 from llama_export.checkpoint.json_file import read_json_object, shown, shown_name
 from llama_export.errors import ConfigError
+from llama_export.model.config import Task
 
 CONFIG_FILE = "adapter_config.json"
 _MERGE_FIRST = "merge it into its base with PEFT's merge_and_unload, and export the merged folder"
@@ -16,14 +17,23 @@ _DAMAGED = f"{CONFIG_FILE} is damaged or was edited; take the one that belongs t
 # Keys that say where the adapter comes from or how it was trained, and change nothing of what it computes.
 # fan_in_fan_out is among them: it is for GPT-2's transposed layers, and PEFT ignores it for Linear.
 _HARMLESS = {
-    *("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type"),
+    *("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"),
     *("inference_mode", "lora_dropout", "fan_in_fan_out", "megatron_core", "runtime_config", "bias"),
     *("qalora_group_size", "ephemeral_gpu_offload"),
 }
 _READ = {
     *("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules"),
     *("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "init_lora_weights"),
+    "task_type",
 }
+# The tasks whose head PEFT trains and saves as a whole; of the others it says nothing that changes the model.
+_HEAD_TASKS: dict[str, Task] = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+}
+# PEFT names both for every classifier, of which a model has one.
+_CLASSIFIERS = {"classifier", "score"}
 # Starts that leave the base as it is. The others (PiSSA, OLoRA, LoftQ, ...) move part of it into the adapter.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
@@ -44,6 +54,8 @@ class AdapterConfig:
         layers_to_transform: Which layers; empty for all.
         layers_pattern: What a layer's number follows in a module's name; empty for anything.
         modules_to_save: Modules that were trained as a whole.
+        task: The task whose head was trained too; None where the base's is kept.
+        trunk: What the trained model calls ``model.``: so, ``transformer.``, or nothing.
     """
 
     r: int
@@ -57,20 +69,25 @@ class AdapterConfig:
     layers_to_transform: tuple[int, ...]
     layers_pattern: tuple[str, ...]
     modules_to_save: tuple[str, ...]
+    task: Task | None
+    trunk: str = "model."
 
     def rank(self, module: str) -> int:
         """How many columns B has for a module."""
-        return int(_by_pattern(self.rank_pattern, module, self.r))
+        return int(_by_pattern(self.rank_pattern, self._trained_name(module), self.r))
 
     def scaling(self, module: str) -> float:
         """What B A is multiplied by for a module."""
         rank = self.rank(module)
-        alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+        alpha = _by_pattern(self.alpha_pattern, self._trained_name(module), self.lora_alpha)
         return alpha / rank**0.5 if self.use_rslora else alpha / rank
 
     def targets(self, module: str) -> bool:
         """Whether the adapter should hold factors for a module of the model, by PEFT's rules."""
-        if _matches(self.exclude_modules, module) or self.saves(module):
+        if self.saves(module):
+            return False
+        module = self._trained_name(module)
+        if _matches(self.exclude_modules, module):
             return False
         if self.target_modules == "all-linear":
             return module.endswith("_proj")
@@ -85,7 +102,14 @@ class AdapterConfig:
 
     def saves(self, module: str) -> bool:
         """Whether the adapter should hold a module as a whole."""
-        return any(module == name or module.endswith("." + name) for name in self.modules_to_save)
+        return _matches(self.modules_to_save, module)
+
+    def needs(self, name: str) -> bool:
+        """Whether the base must have one of ``modules_to_save``."""
+        return name not in _CLASSIFIERS or not {*self.modules_to_save} >= _CLASSIFIERS
+
+    def _trained_name(self, module: str) -> str:
+        return self.trunk + module.removeprefix("model.") if module.startswith("model.") else module
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
@@ -121,7 +145,20 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         layers_to_transform=_layers(raw),
         layers_pattern=_names(raw, "layers_pattern"),
         modules_to_save=_names(raw, "modules_to_save"),
+        task=head_task(raw),
     )
+
+
+def head_task(raw: dict[str, Any]) -> Task | None:
+    """The task whose head was trained with an adapter.
+
+    Raises:
+        ConfigError: ``task_type`` is no text.
+    """
+    kind = raw.get("task_type")
+    if kind is not None and not isinstance(kind, str):
+        raise _error(raw, "task_type", "must be text")
+    return None if kind is None else _HEAD_TASKS.get(kind)
 
 
 def _matches(wanted: str | tuple[str, ...], module: str) -> bool:

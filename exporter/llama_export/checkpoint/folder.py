@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ import torch
 
 from llama_export.checkpoint.config import parse_config
 from llama_export.checkpoint.fields import CONFIG_FILE, Fields
-from llama_export.checkpoint.head import parse_head
+from llama_export.checkpoint.head import HEAD_PREFIXES, parse_head
 from llama_export.checkpoint.json_file import read_json_object, reading, resolve_file, shown_name
 from llama_export.checkpoint.meta import read_meta, shard_names
 from llama_export.checkpoint.params import PARAMS_FILE, special_ids
 from llama_export.checkpoint.shards import FORMATS, WeightFiles, find_weights, fit, read_tensors
-from llama_export.checkpoint.tensor import LazyTensor
+from llama_export.checkpoint.tensor import LazyTensor, StoredTensor
 from llama_export.errors import CheckpointError
-from llama_export.model.config import LlamaConfig, Task
+from llama_export.model.config import HeadConfig, LlamaConfig, Task
 
 GENERATION_FILE = "generation_config.json"
 # Read by whoever runs the model, or binding on them; in lower case.
@@ -88,7 +88,9 @@ class Checkpoint:
         return file.name if position < 0 else f"adapters/{position}/{file.name}"
 
 
-def open_checkpoint(folder: Path, task: Task | None = None) -> Checkpoint:
+def open_checkpoint(
+    folder: Path, task: Task | None = None, lent: Mapping[str, StoredTensor] | None = None
+) -> Checkpoint:
     """Open a LLaMA checkpoint in any layout, reading its JSON files and headers alone.
 
     Args:
@@ -96,6 +98,8 @@ def open_checkpoint(folder: Path, task: Task | None = None) -> Checkpoint:
             file or with an index and shards) or Meta's (``params.json`` with ``consolidated.*``); links are
             followed, so a Hub snapshot is fine.
         task: What it is opened for; None is what it was saved for.
+        lent: The heads of adapters, taken where the task needs one that the folder has not; None where
+            there are no adapters.
 
     Raises:
         CheckpointError: A file is missing, cannot be read, is malformed, or does not fit the others.
@@ -105,11 +109,11 @@ def open_checkpoint(folder: Path, task: Task | None = None) -> Checkpoint:
     entries = _list_folder(folder)
     found, shards = find_weights(folder, entries), shard_names(entries)
     if found:
-        return _open_hugging_face(folder, entries, found, shards, task)
+        return _open_hugging_face(folder, entries, found, shards, task, lent)
     if shards and PARAMS_FILE in entries:
-        return _open_meta(folder, entries, shards, task)
+        return _open_meta(folder, entries, shards, task, lent)
     if (folder / _ORIGINAL / PARAMS_FILE).is_file():
-        opened = open_checkpoint(folder / _ORIGINAL, task)
+        opened = open_checkpoint(folder / _ORIGINAL, task, lent)
         return replace(
             opened, notes=(f"read from {_ORIGINAL}/, {folder} has no other weights", *opened.notes)
         )
@@ -117,7 +121,12 @@ def open_checkpoint(folder: Path, task: Task | None = None) -> Checkpoint:
 
 
 def _open_hugging_face(
-    folder: Path, entries: list[str], formats: tuple[WeightFiles, ...], shards: list[str], task: Task | None
+    folder: Path,
+    entries: list[str],
+    formats: tuple[WeightFiles, ...],
+    shards: list[str],
+    task: Task | None,
+    lent: Mapping[str, StoredTensor] | None,
 ) -> Checkpoint:
     files, *others = formats
     config_file = folder / CONFIG_FILE
@@ -125,8 +134,8 @@ def _open_hugging_face(
     config = parse_config(raw_config)
     companions = _find_companions(folder, entries)
     found = read_tensors(folder, files, config)
-    config = replace(config, head=parse_head(Fields(raw_config), found.tensors, task))
-    tensors = fit(found.listing, found.tensors, config, found.origin)
+    config, raw_config, stored = _with_head(config, raw_config, found.tensors, task, lent)
+    tensors = fit(found.listing, stored, config, found.origin)
     unread = [other.listing for other in others] + shards[:1]
     notes = [f"read from {files.listing}; the folder holds {', '.join(unread)} too"] if unread else []
     if raw_config.get("pretraining_tp") not in (None, 1):
@@ -134,24 +143,54 @@ def _open_hugging_face(
     return _checkpoint(folder, config_file, raw_config, config, tensors, files.names, companions, notes)
 
 
-def _open_meta(folder: Path, entries: list[str], shards: list[str], task: Task | None) -> Checkpoint:
+def _open_meta(
+    folder: Path,
+    entries: list[str],
+    shards: list[str],
+    task: Task | None,
+    lent: Mapping[str, StoredTensor] | None,
+) -> Checkpoint:
     companions = _find_companions(folder, entries)
     above = _companions_above(folder, {path.name for path in companions})
     companions = tuple(sorted([*companions, *above], key=lambda path: path.name))
     tokenizer = next((path for path in companions if path.name == "tokenizer.model"), None)
     raw_config, tensors = read_meta(folder, shards)
     raw_config |= special_ids(tokenizer, raw_config["vocab_size"])
-    config = replace(parse_config(raw_config), head=parse_head(Fields(raw_config), tensors, task))
-    return _checkpoint(
-        folder,
-        folder / PARAMS_FILE,
-        raw_config,
-        config,
-        fit(shards[0], tensors, config),
-        shards,
-        companions,
-        [],
-    )
+    config, raw_config, tensors = _with_head(parse_config(raw_config), raw_config, tensors, task, lent)
+    tensors = fit(shards[0], tensors, config)
+    return _checkpoint(folder, folder / PARAMS_FILE, raw_config, config, tensors, shards, companions, [])
+
+
+def _with_head(
+    config: LlamaConfig,
+    raw_config: dict[str, Any],
+    tensors: dict[str, LazyTensor],
+    task: Task | None,
+    lent: Mapping[str, StoredTensor] | None,
+) -> tuple[LlamaConfig, dict[str, Any], dict[str, LazyTensor]]:
+    """Decide on the head; where an adapter brings it, it takes the place of the folder's own."""
+    shapes = None if lent is None else {key: tensor.shape for key, tensor in lent.items()}
+    config = replace(config, head=parse_head(Fields(raw_config), tensors, task, shapes))
+    brought = {key: lent[key] for key in config.head_shapes() if key not in tensors and key in (lent or {})}
+    if not brought:
+        return config, raw_config, tensors
+    for key, tensor in brought.items():
+        if tensor.shape != (needed := config.head_shapes()[key]):
+            raise CheckpointError(
+                f"{tensor.file.name}: tensor {key} is {list(tensor.shape)}, the base needs {list(needed)}",
+                "name the checkpoint that the adapter was trained on",
+            )
+    own = {key: tensor for key, tensor in tensors.items() if not key.startswith(HEAD_PREFIXES)}
+    raw_config = raw_config | {"architectures": [config.architecture]} | _label_names(config.head)
+    return config, raw_config, own | brought
+
+
+def _label_names(head: HeadConfig) -> dict[str, Any]:
+    """How config.json names the labels; empty where the head has none."""
+    if not head.labels:
+        return {}
+    by_number = {str(index): label for index, label in enumerate(head.labels)}
+    return {"id2label": by_number, "label2id": {label: index for index, label in enumerate(head.labels)}}
 
 
 def _checkpoint(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from llama_export.checkpoint.fields import Fields
 from llama_export.errors import OptionError
@@ -15,6 +15,13 @@ from llama_export.model.config import (
     Task,
 )
 
+HEADS: dict[Task, str] = {
+    "text-generation": "lm_head.weight",
+    "text-classification": "score.weight",
+    "token-classification": "score.weight",
+    "question-answering": "qa_outputs.weight",
+}
+"""The weight without which there is no such head."""
 HEAD_PREFIXES = ("lm_head.", "score.", "qa_outputs.")
 _BARE_PREFIXES = ("embed_tokens.", "layers.", "norm.")
 
@@ -30,13 +37,19 @@ def canonical_name(key: str) -> str:
     return "model." + key if key.startswith(_BARE_PREFIXES) else key
 
 
-def parse_head(fields: Fields, names: Collection[str], wanted: Task | None) -> HeadConfig:
+def parse_head(
+    fields: Fields,
+    names: Collection[str],
+    wanted: Task | None,
+    lent: Mapping[str, tuple[int, ...]] | None = None,
+) -> HeadConfig:
     """Decide on the head and read what config.json says about it.
 
     Args:
         fields: The whole of ``config.json``.
         names: Of all tensors of the checkpoint, as ``canonical_name`` has them.
         wanted: The task that was asked for; None takes the checkpoint's own.
+        lent: Shapes of the heads that adapters bring, by name; None where there are no adapters.
 
     Raises:
         ConfigError: Labels or problem type are malformed.
@@ -46,16 +59,19 @@ def parse_head(fields: Fields, names: Collection[str], wanted: Task | None) -> H
     task = own if wanted is None else wanted
     if task not in TASKS:
         raise OptionError(f"task is {task!r}, must be one of {', '.join(TASKS)}")
-    if task != own and not _serves(task, fields, names):
+    brought = {} if HEADS.get(task) in names else lent or {}
+    if task != own and not _serves(task, fields, names) and HEADS[task] not in brought:
+        has_not = "the checkpoint has not" if lent is None else "neither adapter nor checkpoint has"
         raise OptionError(
-            f"task {task} needs a head that the checkpoint has not, its own task is {own}",
+            f"task {task} needs a head that {has_not}, its own task is {own}",
             f"use --task {own} or feature-extraction" if own != "feature-extraction" else "leave --task out",
         )
     if task == "text-classification":
-        labels = _labels(fields)
+        labels = _labels(fields, brought if task != own else {})
         return HeadConfig(task, labels, _problem_type(fields, labels), pad_token_id=_pad_token(fields))
     if task == "token-classification":
-        return HeadConfig(task, _labels(fields), bias="score.bias" in names)
+        labels = _labels(fields, brought if task != own else {})
+        return HeadConfig(task, labels, bias="score.bias" in (brought or names))
     return HeadConfig(task)
 
 
@@ -102,8 +118,18 @@ def _serves(task: Task, fields: Fields, names: Collection[str]) -> bool:
     return task == "token-classification" and named is None and "score.weight" in names
 
 
-def _labels(fields: Fields) -> tuple[str, ...]:
-    """The labels' names in their order; transformers leaves out what is its default of two."""
+def _labels(fields: Fields, lent: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """The labels' names in their order; transformers leaves out what is its default of two.
+
+    An adapter's head comes without names: the base's are kept only where they are as many.
+    """
+    count = lent.get("score.weight", (0,))[0]
+    if count and count != len(_named_labels(fields)):
+        return tuple(f"LABEL_{index}" for index in range(count))
+    return _named_labels(fields)
+
+
+def _named_labels(fields: Fields) -> tuple[str, ...]:
     named = fields.get("id2label")
     if named is None:
         count = fields.positive_int("num_labels", absent=2)

@@ -203,7 +203,7 @@ def fit(
     Raises:
         CheckpointError: A tensor is missing, unexplained, or of the wrong shape.
     """
-    origin = origin or dict.fromkeys(stored, listing)
+    origin = dict.fromkeys(stored, listing) | dict(origin or {})
     # A lying num_hidden_layers must not make us list millions of names: the gap is found before that.
     if config.num_hidden_layers > len(stored):
         gap = (

@@ -24,7 +24,7 @@ GraphOf = Callable[["LlamaConfig", str], "ir.Model"]
 @pytest.fixture(scope="session")
 def graph_of() -> GraphOf:
     """``build_graph``, remembered by config and path; every call returns a copy of its own."""
-    from llama_export.graph import build_graph
+    from llama_export.graph.assemble import build_graph
 
     built: dict[tuple[LlamaConfig, str], ir.Model] = {}
 

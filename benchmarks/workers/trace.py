@@ -11,7 +11,7 @@ start = time.monotonic()
 from pathlib import Path  # noqa: E402
 
 from llama_export.checkpoint.config import parse_config  # noqa: E402
-from llama_export.graph import build_graph  # noqa: E402
+from llama_export.graph.assemble import build_graph  # noqa: E402
 
 imported = time.monotonic()
 

@@ -8,23 +8,27 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
-from llama_export import parity
 from llama_export.bundle import Stage, beside, build_manifest, check_target, place_file, write_companions
 from llama_export.bundle.chat_template import chat_templates
 from llama_export.checkpoint import Checkpoint, open_merged
 from llama_export.errors import BundleError, ParityError
-from llama_export.graph import build_graph
 from llama_export.graph.contract import check_path
 from llama_export.plan import new_bytes, notes
 from llama_export.progress import Advance, byte_progress
 from llama_export.recipe import Recipe
 from llama_export.tokenizer import open_source
-from llama_export.weights import FileDigest, WeightPlan, attach_weights, plan_weights, write_weights
+from llama_export.weights import FileDigest, WeightPlan, plan_weights, write_weights
 from llama_export.weights.side_by_side import sharing_the_interpreter
 from llama_runtime.manifest import MANIFEST_NAME, Manifest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from llama_export import parity
+    from llama_export.model import LlamaConfig
+    from llama_export.model.attention import AttentionPath
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ def export(
         manifest, placed_as = _fill(source, plan, recipe, stage.folder)
         report = None
         if recipe.verify:
+            from llama_export import parity
+
             report = parity.verify_bundle(stage.folder, source)
             if not report.passed:
                 kept = stage.keep_failed()
@@ -147,8 +153,7 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
         streaming = background.submit(write_weights, source, plan, data_folder, _until(stop, advance))
         try:
             model = build_graph(source.config, recipe.attention)
-            attach_weights(model, plan)
-            (onnx / plan.model_name).write_bytes(ir.to_proto(model).SerializeToString())
+            (onnx / plan.model_name).write_bytes(_with_weights(model, plan))
             source_digests, data_digests = streaming.result()
         except BaseException:
             stop.set()  # or leaving this block would wait until all bytes are read
@@ -177,6 +182,24 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
     manifest = build_manifest(source, plan, recipe.attention, files, sources)
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest, placed_as
+
+
+def build_graph(config: LlamaConfig, attention: AttentionPath) -> ir.Model:
+    """``graph.build_graph``, imported when the weights are on their way: that alone takes a second."""
+    from llama_export.graph.assemble import build_graph
+
+    return build_graph(config, attention)
+
+
+def _with_weights(model: ir.Model, plan: WeightPlan) -> bytes:
+    """The model as a file that names where its weights stand."""
+    import onnx_ir as ir
+
+    from llama_export.weights.attach import attach_weights
+
+    attach_weights(model, plan)
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
 
 
 def _until(stop: Event, advance: Advance) -> Advance:

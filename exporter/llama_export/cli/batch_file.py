@@ -1,5 +1,7 @@
 """``llama-export run --batch``: JSONL of prompts in, JSONL of answers out, resumed where it broke off.
 
+Lines are answered side by side, as rows of one batch, and written in their order.
+
 A line in: ``{"prompt": "..."}`` or ``{"messages": [...], "tools": [...]}``, and if wanted ``"id"`` and
 ``"options"``, which win over the command line's. A line out: ``line`` and ``id``, then the generation or
 ``error``.
@@ -19,14 +21,17 @@ from typing import Any, BinaryIO
 from llama_export.cli.generation import facts
 from llama_export.errors import LlamaExportError, OptionError
 from llama_export.progress import item_progress
-from llama_runtime import Generation, Generator, SamplingOptions
+from llama_runtime import Batch, Conversation, Generation, Generator, Request, SamplingOptions
 from llama_runtime.errors import LlamaRuntimeError
+from llama_runtime.row import Row
 
 FIELDS = {"prompt", "messages", "tools", "id", "options"}
 OPTION_NAMES = {field.name for field in fields(SamplingOptions)}
 NEEDS = 'needs an object with "prompt" or "messages"'
 ANOTHER = "name another output"
 DIGEST_CHARACTERS = 16
+ROWS = 8
+LOT = 256  # lines are read into rows so many at a time; the longest of them says how long a row is
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Line:
 
 
 def run_batch_file(
-    source: Path, output: Path, generator: Generator, options: SamplingOptions
+    source: Path, output: Path, generator: Generator, options: SamplingOptions, rows: int = ROWS
 ) -> tuple[int, int]:
     """Answer every line of a file that has no answer yet.
 
@@ -52,6 +57,7 @@ def run_batch_file(
         output: JSONL; what an earlier run left is kept, a line cut short apart.
         generator: Answers.
         options: For lines that say nothing else.
+        rows: The most that are answered side by side; each takes memory for its keys and values.
 
     Returns:
         How many lines were answered now, and how many of these were refused.
@@ -64,40 +70,66 @@ def run_batch_file(
     left = [line for line in lines if line.number not in answered]
     refused = 0
     with _appending(output) as file, item_progress(source.name, len(left)) as advance:
-        for line in left:
-            found = _answer(line, generator, options)
-            refused += "error" in found
-            file.write(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-            file.flush()
-            advance(1)
+        for begin in range(0, len(left), LOT):
+            for found in _answers(left[begin : begin + LOT], generator, options, rows):
+                refused += "error" in found
+                file.write(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+                file.flush()
+                advance(1)
     return len(left), refused
 
 
-def _answer(line: Line, generator: Generator, options: SamplingOptions) -> dict[str, Any]:
+def _answers(
+    lines: list[Line], generator: Generator, options: SamplingOptions, rows: int
+) -> Iterator[dict[str, Any]]:
+    """Answer some lines; each comes as soon as it and those before it are done."""
+    begun = [_begin(line, generator, options) for line in lines]
+    wanted = [row for _, row in begun if isinstance(row, Row)]
+    if wanted:
+        longest = max(len(row.prompt_tokens) + row.options.max_new_tokens for row in wanted)
+        batch = Batch(generator, rows=min(rows, len(wanted)), row_tokens=longest)
+    for about, outcome in [(a, batch.submit_row(o) if isinstance(o, Row) else o) for a, o in begun]:
+        while isinstance(outcome, Request) and not outcome.done:
+            batch.step()
+        yield about | _facts(outcome.result() if isinstance(outcome, Request) else outcome)
+
+
+def _begin(
+    line: Line, generator: Generator, options: SamplingOptions
+) -> tuple[dict[str, Any], Row | Generation | LlamaRuntimeError | LlamaExportError]:
+    """What is known about a line, and its row; what no row can say is generated or refused at once."""
     about: dict[str, Any] = {"line": line.number, "input_sha256": line.digest}
     try:
         record = _parse(line)
         if "id" in record:
             about["id"] = record["id"]
-        return about | facts(_generate(record, generator, options))
+        chosen = _options(record.get("options", {}), options)
+        if "messages" in record:
+            chat = Conversation(generator, messages=record["messages"], tools=record.get("tools"))
+            return about, chat.new_row(None, chosen)
+        if chosen.num_beams > 1 or chosen.num_return_sequences > 1:
+            return about, generator.generate(record["prompt"], chosen)
+        return about, generator.new_row(record["prompt"], chosen)
     except (LlamaRuntimeError, LlamaExportError) as error:
-        return about | {"error": error.message} | ({"hint": error.hint} if error.hint else {})
+        return about, error
 
 
-def _generate(record: dict[str, Any], generator: Generator, options: SamplingOptions) -> Generation:
-    changes = record.get("options", {})
+def _facts(outcome: Generation | LlamaRuntimeError | LlamaExportError) -> dict[str, Any]:
+    if isinstance(outcome, Generation):
+        return facts(outcome)
+    return {"error": outcome.message} | ({"hint": outcome.hint} if outcome.hint else {})
+
+
+def _options(changes: object, options: SamplingOptions) -> SamplingOptions:
     if not isinstance(changes, dict) or (unknown := sorted(set(changes) - OPTION_NAMES)):
         named = ", ".join(unknown) if isinstance(changes, dict) else repr(changes)[:60]
         raise OptionError(f"options is or holds {named}, needs names of sampling options")
     if isinstance(changes.get("stop"), list):
         changes = changes | {"stop": tuple(changes["stop"])}
     try:
-        chosen = replace(options, **changes)
+        return replace(options, **changes)
     except TypeError as error:
         raise OptionError(f"options: {error}") from None
-    if "messages" in record:
-        return generator.chat(record["messages"], chosen, tools=record.get("tools"))
-    return generator.generate(record["prompt"], chosen)
 
 
 def _parse(line: Line) -> dict[str, Any]:

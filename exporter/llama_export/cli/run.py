@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from llama_export.cli.batch_file import run_batch_file
+from llama_export.cli.batch_file import ROWS, run_batch_file
 from llama_export.cli.chat import Terminal
 from llama_export.cli.command import FOLDER, JSON, THREADS, echo, one_sentence
 from llama_export.cli.generation import facts, shown
@@ -37,6 +37,8 @@ CHAT_TOKENS = 512
 @click.option("--stdin", "from_lines", is_flag=True, help="Every line of stdin is a prompt, or a turn.")
 @click.option("--batch", type=FOLDER, metavar="FILE", help="JSONL of prompts or messages; needs --output.")
 @click.option("--output", type=FOLDER, metavar="FILE", help="Of --batch; what it lacks is done.")
+@click.option("--rows", type=click.IntRange(min=1), default=ROWS, show_default=True,
+              help="Of --batch: how many lines are answered side by side.")  # fmt: skip
 @sampling_options
 @THREADS
 @JSON
@@ -46,6 +48,7 @@ def run(
     prompt: str | None,
     batch: Path | None,
     output: Path | None,
+    rows: int,
     from_lines: bool,
     threads: int | None,
     as_json: bool,
@@ -68,7 +71,7 @@ def run(
     schemas = None if tools is None else parse_json(tools, read_text(tools))
     generator = llama_runtime.load(bundle, threads=threads)
     if batch and output:
-        _run_batch(batch, output, generator, options, as_json)
+        _run_batch(batch, output, generator, options, rows, as_json)
     elif chat:
         if values["max_new_tokens"] is None:
             most = generator.manifest.limits.max_position_embeddings // 4
@@ -123,9 +126,9 @@ def _chat(
 
 
 def _run_batch(
-    source: Path, output: Path, generator: Generator, options: SamplingOptions, as_json: bool
+    source: Path, output: Path, generator: Generator, options: SamplingOptions, rows: int, as_json: bool
 ) -> None:
-    answered, refused = run_batch_file(source, output, generator, options)
+    answered, refused = run_batch_file(source, output, generator, options, rows)
     if as_json:
         echo({"output": str(output), "answered": answered, "refused": refused}, as_json)
     else:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from llama_export.weights.attach import attach_weights
 from llama_export.weights.plan import WeightMode, WeightPlan, plan_weights
 from llama_export.weights.sink import FileDigest
 from llama_export.weights.stream import write_weights
 
-__all__ = ["FileDigest", "WeightMode", "WeightPlan", "attach_weights", "plan_weights", "write_weights"]
+__all__ = ["FileDigest", "WeightMode", "WeightPlan", "plan_weights", "write_weights"]

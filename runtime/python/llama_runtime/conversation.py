@@ -116,6 +116,13 @@ class Conversation:
         with _Kept(self, messages, row):
             return self._generator.run(row, self._cache, on_piece)
 
+    def new_row(self, message: str | Message | None, options: SamplingOptions | None = None) -> Row:
+        """Check a message and begin its answer as a row of a ``Batch``; the history does not change.
+
+        The arguments and errors are those of ``stream``.
+        """
+        return self._begin(message, options or SamplingOptions())[1]
+
     def reset(self) -> None:
         """Forget everything but the system message."""
         self.messages = self.messages[: _leading(self.messages)]

@@ -16,7 +16,7 @@ from chat_templates import LLAMA2
 from click.testing import CliRunner
 
 import llama_runtime
-from llama_export.cli import main
+from llama_export.cli import batch_file, main
 from llama_export.cli.generation import shown
 from llama_runtime import Conversation, SamplingOptions
 
@@ -188,6 +188,19 @@ def test_a_batch(bundle, model, batch, tmp_path):
     assert found[3]["prompt_tokens"] == [1, 5, 9]
 
 
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_rows_side_by_side_answer_as_one_by_one(bundle, model, tmp_path, rows, monkeypatch):
+    monkeypatch.setattr(batch_file, "LOT", 5)
+    prompts = ["the sea", "the", "the fox and the sea", "once", "a", "the moon", "and then"]
+    options = [{"max_new_tokens": 1 + 5 * i % 17, "num_beams": 1 + (i == 3)} for i in range(len(prompts))]
+    records = [{"prompt": p, "options": o} for p, o in zip(prompts, options, strict=True)]
+    (tmp_path / "in").write_text("\n".join(map(json.dumps, records)))
+    invoke(bundle, "--batch", tmp_path / "in", "--output", tmp_path / "out", "--rows", str(rows))
+    for found, prompt, option in zip(answers(tmp_path), prompts, options, strict=True):
+        alone = model.generate(prompt, SamplingOptions(**option))
+        assert (found["tokens"], found["text"]) == (list(alone.tokens), alone.text)
+
+
 @pytest.mark.parametrize("kept", range(4))
 def test_a_batch_goes_on_where_it_broke_off(bundle, batch, tmp_path, kept):
     invoke(bundle, *batch)
@@ -311,6 +324,29 @@ def test_options_reach_the_sampler(bundle, model):
     assert invoke(bundle, "the sea", "-n", "6", *beams).stdout == "\n\n".join(d.text for d in expected) + "\n"
     full = invoke(bundle, "the sea", "-n", "4", "--return-full-text").stdout
     assert full.startswith("the sea")
+
+
+DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
+SCHEMA = {"type": "object", "properties": {"n": DIGIT}, "required": ["n"], "additionalProperties": False}
+
+
+def test_what_is_said_conforms_to_a_schema_a_regex_or_a_grammar(bundle, tmp_path):
+    (tmp_path / "schema").write_text(json.dumps(SCHEMA))
+    (tmp_path / "grammar").write_text('start: ("ab" | "cd") "!"')
+    found = json.loads(invoke(bundle, "the sea", "--json-schema", tmp_path / "schema").stdout)
+    assert set(found) == {"n"} and 0 <= found["n"] <= 9
+    assert re.fullmatch(r"[xyz]{3}\n", invoke(bundle, "the sea", "--regex", "[xyz]{3}").stdout)
+    assert invoke(bundle, "the sea", "--grammar", tmp_path / "grammar").stdout in ("ab!\n", "cd!\n")
+
+
+@pytest.mark.parametrize(
+    ("flag", "content"),
+    [("--json-schema", '{"type": "colour"}'), ("--json-schema", "{"), ("--grammar", "start: nothing")],
+)
+def test_what_cannot_be_conformed_to_is_refused(bundle, tmp_path, flag, content):
+    (tmp_path / "rules").write_text(content)
+    assert "error: " in refused(bundle, "the sea", flag, tmp_path / "rules")
+    assert "error: regex" in refused(bundle, "the sea", "--regex", "[")
 
 
 # In a terminal

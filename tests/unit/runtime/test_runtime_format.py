@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llama_runtime.beam import BeamSearch
 from llama_runtime.manifest import Manifest
 from llama_runtime.options import SamplingOptions
 from llama_runtime.processors import process
@@ -60,6 +61,23 @@ def test_the_processed_logits():
         prompt, *text = [int(token) for token in tokens.split()]
         got = process(scores, SamplingOptions(**options), [prompt], text, (1, 3))
         assert got.tolist() == [float(value) for value in processed.strip("`").split()]
+
+
+def test_the_beams():
+    rows = _rows("after | logits of 0 1 2 3")
+    logits = np.array([row[1].strip("`").split() for row in rows], np.float32)
+    results = _rows("length_penalty | best | score | second | score")
+    assert len(results) == 3
+    for penalty, *expected in results:
+        options = SamplingOptions(num_beams=2, max_new_tokens=4, length_penalty=float(penalty))
+        search = BeamSearch([0], options, [3])
+        growing, last = [], [0, 0]
+        while search.advance(logits[last]) is not None:
+            growing.append([list(beam.tokens) for beam in search.running])
+            last = [beam.tokens[-1] for beam in search.running]
+        assert growing == [[[1], [2]], [[1, 2], [2, 1]], [[1, 2, 1], [1, 2, 0]]]
+        complete = [(" ".join(map(str, beam.tokens)), f"{beam.score:.5f}") for beam in search.finished]
+        assert [cell for pair in complete for cell in pair] == expected
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Manifest)])

@@ -10,7 +10,8 @@ import torch
 from tiny_checkpoints import CONFIGS, DTYPES, random_weights, write_checkpoint
 
 from llama_export.checkpoint import open_checkpoint
-from llama_export.weights import attach_weights, plan_weights, write_weights
+from llama_export.weights import plan_weights, write_weights
+from llama_export.weights.attach import attach_weights
 
 CONFIG = CONFIGS["gqa"]
 IR_DTYPES = {

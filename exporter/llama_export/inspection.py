@@ -8,6 +8,7 @@ from typing import Any
 
 from llama_export import require_export_extra
 from llama_export.errors import ConfigError
+from llama_runtime.extras import attention_names, hidden_state_names
 from llama_runtime.manifest import MANIFEST_NAME, check_structure, read_manifest
 
 
@@ -71,6 +72,9 @@ def _inspect_bundle(folder: Path) -> dict[str, Any]:
         "attention": manifest.attention,
         "graph": asdict(manifest.model),
         "cache": manifest.cache and asdict(manifest.cache),
+        "hidden_states": hidden_state_names(manifest),
+        "attentions": attention_names(manifest),
+        "embed_tokens": manifest.embed_tokens,
         "classification": manifest.classification and asdict(manifest.classification),
         "limits": asdict(manifest.limits),
         "tokenizer": manifest.tokenizer and manifest.tokenizer.kind,

@@ -14,7 +14,7 @@ from llama_export.bundle import Stage, beside, build_manifest, check_target, pla
 from llama_export.bundle.chat_template import chat_templates
 from llama_export.checkpoint import Checkpoint, open_merged
 from llama_export.errors import BundleError, ParityError
-from llama_export.graph.contract import check_path
+from llama_export.graph.contract import Extras, check_extras, check_path
 from llama_export.plan import new_bytes, notes
 from llama_export.progress import Advance, byte_progress
 from llama_export.recipe import Recipe
@@ -99,7 +99,7 @@ def export(
                     f"{report.first_failure()}; nothing was published",
                     f"the failed bundle and parity.html, which shows where, are in {kept}",
                 )
-            manifest = parity.record(stage.folder, manifest, report)
+            manifest = parity.record(stage.folder, manifest, report, target.name)
         if recipe.weights == "beside":
             beside.publish(stage.folder, target)
         else:
@@ -121,6 +121,7 @@ def prepare(
     """
     source = open_merged(Path(checkpoint), recipe.adapters, recipe.task)
     check_path(source.config, recipe.attention)
+    check_extras(source.config, recipe.attention, recipe.extras)
     plan = plan_weights(source, recipe.weights, recipe.precision)
     if recipe.weights == "beside":
         target = beside.check(source, None if output is None else Path(output), force=force)
@@ -152,8 +153,10 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
     ):
         streaming = background.submit(write_weights, source, plan, data_folder, _until(stop, advance))
         try:
-            model = build_graph(source.config, recipe.attention)
-            (onnx / plan.model_name).write_bytes(_with_weights(model, plan))
+            graph = build_graph(source.config, recipe.attention, recipe.extras)
+            (onnx / plan.model_name).write_bytes(_with_weights(graph, plan))
+            if recipe.inputs_embeds:
+                (onnx / plan.embedding_name).write_bytes(_with_weights(_build_embedding(source.config), plan))
             source_digests, data_digests = streaming.result()
         except BaseException:
             stop.set()  # or leaving this block would wait until all bytes are read
@@ -167,7 +170,7 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
     if plan.mode == "beside":
         beside.copy_companions(source, folder)
     else:
-        write_companions(source, plan, recipe.attention, folder)
+        write_companions(source, plan, recipe.attention, folder, recipe.extras)
 
     known = {
         (data_folder / location).relative_to(folder).as_posix(): d for location, d in data_digests.items()
@@ -179,16 +182,22 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
     }
     sources = {source.source_name(path): d for path, d in source_digests.items()}
     sources[source.config_file.name] = digest(source.config_file)
-    manifest = build_manifest(source, plan, recipe.attention, files, sources)
+    manifest = build_manifest(source, plan, recipe.attention, files, sources, recipe.extras)
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest, placed_as
 
 
-def build_graph(config: LlamaConfig, attention: AttentionPath) -> ir.Model:
+def build_graph(config: LlamaConfig, attention: AttentionPath, extras: Extras) -> ir.Model:
     """``graph.build_graph``, imported when the weights are on their way: that alone takes a second."""
     from llama_export.graph.assemble import build_graph
 
-    return build_graph(config, attention)
+    return build_graph(config, attention, extras)
+
+
+def _build_embedding(config: LlamaConfig) -> ir.Model:
+    from llama_export.graph.embedding import build_embedding
+
+    return build_embedding(config)
 
 
 def _with_weights(model: ir.Model, plan: WeightPlan) -> bytes:

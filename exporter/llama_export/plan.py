@@ -72,11 +72,14 @@ def plan_export(checkpoint: Checkpoint, weights: WeightPlan, output: Path, recip
 
 def notes(checkpoint: Checkpoint, weights: WeightPlan, recipe: Recipe) -> tuple[str, ...]:
     """What was chosen for the person, and why."""
-    computed = first_computed(checkpoint)
-    if recipe.weights is not None or computed is None:
-        return checkpoint.notes
-    chosen = f"weights written anew as {weights.precision}, since {computed.name} must be {computed.how}"
-    return (*checkpoint.notes, chosen)
+    computed, said = first_computed(checkpoint), list(checkpoint.notes)
+    if recipe.weights is None and computed is not None:
+        said.append(
+            f"weights written anew as {weights.precision}, since {computed.name} must be {computed.how}"
+        )
+    if recipe.inputs_embeds:
+        said.append("other runtimes feed token ids: this bundle opens in llama_runtime alone")
+    return tuple(said)
 
 
 def _largest_computed(checkpoint: Checkpoint) -> int:

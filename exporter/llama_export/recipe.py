@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_export.errors import OptionError
+from llama_export.graph.contract import WHICH_STATES, Extras, WhichStates
 from llama_export.model.attention import ATTENTION_PATHS, AttentionPath
 from llama_export.model.config import TASKS, Task
 from llama_export.weights.plan import PRECISIONS, WEIGHT_MODES, WeightMode
@@ -27,6 +28,9 @@ class Recipe:
         adapters: Folders of PEFT adapters, merged into the weights in this order.
         verify: Whether the staged bundle must equal the reference before it is published.
         task: What the bundle is for; None is what the checkpoint was saved for.
+        hidden_states: Of a language model, give the ``last`` hidden states too, or ``all``.
+        attentions: Of a language model on the eager path, give the attention weights too.
+        inputs_embeds: A language model takes embeddings in place of token ids.
 
     Raises:
         OptionError: A value is not one of those allowed.
@@ -38,6 +42,9 @@ class Recipe:
     adapters: tuple[Path, ...] = ()
     verify: bool = True
     task: Task | None = None
+    hidden_states: WhichStates | None = None
+    attentions: bool = False
+    inputs_embeds: bool = False
 
     def __post_init__(self) -> None:
         _one_of("attention", self.attention, ATTENTION_PATHS)
@@ -47,8 +54,16 @@ class Recipe:
             _one_of("precision", self.precision, tuple(PRECISIONS))
         if self.task is not None:
             _one_of("task", self.task, TASKS)
-        if not isinstance(self.verify, bool):
-            raise OptionError(f"verify is {self.verify!r}, must be true or false")
+        if self.hidden_states is not None:
+            _one_of("hidden_states", self.hidden_states, WHICH_STATES)
+        for name in ("verify", "attentions", "inputs_embeds"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} is {getattr(self, name)!r}, must be true or false")
+
+    @property
+    def extras(self) -> Extras:
+        """What the graph takes and gives besides the default."""
+        return Extras(self.hidden_states, self.attentions, self.inputs_embeds)
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from llama_export.parity import Report
     from llama_export.pipeline import Exported
     from llama_export.plan import ExportPlan
+    from llama_export.recipe import Recipe
 
 
 def size(nbytes: int) -> str:
@@ -39,6 +40,7 @@ def plan_lines(plan: ExportPlan) -> list[str]:
         f"export    {plan.checkpoint} -> {plan.output}",
         f"choices   attention {recipe.attention}, weights {plan.weights}, "
         f"precision {recipe.precision or 'as in the checkpoint'}, verify {'yes' if recipe.verify else 'no'}",
+        *([f"also      {', '.join(extras)}"] if (extras := _extras(recipe)) else []),
         *(f"file      {name}  {size(nbytes)}" for name, nbytes in plan.files.items()),
         f"disk      {size(plan.written_bytes)} of new data",
         f"memory    about {size(plan.peak_memory_bytes)} of private memory while exporting",
@@ -46,6 +48,17 @@ def plan_lines(plan: ExportPlan) -> list[str]:
         + (", verification about as long again" if recipe.verify else ""),
         f"running   {plan.run_time_note}",
         *(f"note      {note}" for note in plan.notes),
+    ]
+
+
+def _extras(recipe: Recipe) -> list[str]:
+    """What a language model's graph gives and takes besides the default."""
+    gives = {None: [], "last": ["gives its last hidden states"], "all": ["gives all hidden states"]}
+    weights = ["gives its attention weights"] * recipe.attentions
+    return [
+        *gives[recipe.hidden_states],
+        *weights,
+        *["takes embeddings in place of ids, which a second graph looks up"] * recipe.inputs_embeds,
     ]
 
 

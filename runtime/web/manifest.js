@@ -76,6 +76,9 @@ export function parseManifest(text) {
       "export with --weights copy or link",
     );
   }
+  if (manifest.embed_tokens) {
+    throw new PageError("the bundle takes embeddings, this page feeds token ids", "export without --inputs-embeds");
+  }
   for (const entry of manifest.files) {
     if (!isPath(entry?.path) || !CHECKS.integer(entry.size_bytes) || !CHECKS.string(entry.sha256)) {
       throw new PageError(

@@ -15,7 +15,7 @@ from llama_runtime.manifest import MANIFEST_NAME
 
 # The checkpoint's own tokenizer.json is never changed, so one that had to be made stands with the graph.
 BESIDE_JSON = "onnx/tokenizer.json"
-_OURS = ("onnx/model.onnx", BESIDE_JSON, "parity.json")
+_OURS = ("onnx/model.onnx", "onnx/embed_tokens.onnx", BESIDE_JSON, "parity.json", "parity.html")
 
 
 def check(checkpoint: Checkpoint, output: Path | None, *, force: bool) -> Path:

@@ -16,7 +16,13 @@ from llama_export.tokenizer.files import WRITTEN
 from llama_export.weights import WeightPlan
 
 
-def write_companions(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPath, folder: Path) -> None:
+def write_companions(
+    checkpoint: Checkpoint,
+    plan: WeightPlan,
+    path: AttentionPath,
+    folder: Path,
+    extras: contract.Extras = contract.NO_EXTRAS,
+) -> None:
     """Write everything but graph, weights and manifest.
 
     Args:
@@ -24,10 +30,11 @@ def write_companions(checkpoint: Checkpoint, plan: WeightPlan, path: AttentionPa
         plan: Names the graph and its data files.
         path: Attention path, on which genai's choice of cache depends.
         folder: The staged bundle.
+        extras: Of a graph that takes embeddings, genai is told nothing: it feeds token ids.
     """
     copy_companions(checkpoint, folder)
     write_json(folder / "config.json", _config(checkpoint, plan))
-    if checkpoint.config.generates:
+    if checkpoint.config.generates and not extras.inputs_embeds:
         write_json(folder / "genai_config.json", genai_config(checkpoint, plan, path))
 
 

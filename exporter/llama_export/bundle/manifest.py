@@ -25,6 +25,7 @@ def build_manifest(
     path: AttentionPath,
     files: Mapping[str, FileDigest],
     source: Mapping[str, FileDigest],
+    extras: contract.Extras = contract.NO_EXTRAS,
 ) -> schema.Manifest:
     """Describe a staged bundle that nobody has verified yet: no known answers, parity null.
 
@@ -34,6 +35,7 @@ def build_manifest(
         path: Attention path of the graph.
         files: Digest of every file of the bundle, by relative path.
         source: Digest of every checkpoint file that the bundle was made from, by name.
+        extras: What the graph takes and gives besides the default.
     """
     config, tokenizer = checkpoint.config, open_source(checkpoint)
     folder = "." if plan.mode == "beside" else "onnx"
@@ -46,9 +48,10 @@ def build_manifest(
         model=schema.Graph(
             f"onnx/{plan.model_name}", contract.OPSETS[path][""], contract.IR_VERSIONS[path], folder
         ),
-        inputs=_specs(contract.inputs(config)),
+        inputs=_specs(contract.inputs(config, extras)),
+        embed_tokens=f"onnx/{plan.embedding_name}" if extras.inputs_embeds else None,
         optional_inputs=_specs(contract.optional_inputs(config)),
-        outputs=_specs(contract.outputs(config)),
+        outputs=_specs(contract.outputs(config, extras)),
         cache=_cache(config, path) if config.generates else None,
         classification=_classification(config),
         limits=schema.Limits(config.context_length, config.vocab_size),

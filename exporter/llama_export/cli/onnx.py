@@ -31,6 +31,19 @@ if TYPE_CHECKING:
 @click.option("--attention", type=click.Choice(["eager", "sdpa", "flash"]),
               help="flash: fastest in ONNX Runtime (default). sdpa: standard operators only, opset 23. "
                    "eager: basic operators only, opset 18.")  # fmt: skip
+@click.option(
+    "--hidden-states",
+    type=click.Choice(["last", "all"]),
+    help="A language model gives its last hidden states too, so that it also embeds; or all.",
+)
+@click.option(
+    "--attentions",
+    is_flag=True,
+    default=None,
+    help="It gives every layer's attention weights too; with --attention eager.",
+)
+@click.option("--inputs-embeds", is_flag=True, default=None,
+              help="It takes embeddings in place of token ids; a second graph looks them up.")  # fmt: skip
 @click.option("--weights", type=click.Choice(["link", "copy", "beside"]),
               help="link: shares the checkpoint's bytes (default where they stand as needed). "
                    "copy: writes them anew, in --precision. "

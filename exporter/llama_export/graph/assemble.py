@@ -18,11 +18,12 @@ from llama_export.model.attention import AttentionPath
 from llama_export.model.config import LlamaConfig
 from llama_export.model.rope import attention_factor, cos_sin, inverse_frequencies
 
-PRODUCER = "llama-export"
 _IR_DTYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
 
 
-def build_graph(config: LlamaConfig, path: AttentionPath) -> ir.Model:
+def build_graph(
+    config: LlamaConfig, path: AttentionPath, extras: contract.Extras = contract.NO_EXTRAS
+) -> ir.Model:
     """Build the graph of a model on an attention path.
 
     Time and memory do not grow with depth beyond copying the layer's nodes.
@@ -30,6 +31,7 @@ def build_graph(config: LlamaConfig, path: AttentionPath) -> ir.Model:
     Args:
         config: The checkpoint's architecture.
         path: Attention path; decides opset and operators.
+        extras: What the graph takes and gives besides the default.
 
     Returns:
         A model that keeps the contract. Its weights are initializers named as in the checkpoint, float32,
@@ -38,14 +40,14 @@ def build_graph(config: LlamaConfig, path: AttentionPath) -> ir.Model:
     opset = contract.OPSETS[path][""]
     prologue, layer, norm, *head = trace(
         [
-            parts.prologue(config, path),
-            parts.decoder_layer(config, path),
+            parts.prologue(config, path, extras),
+            parts.decoder_layer(config, path, extras),
             parts.norm(config, path),
             *parts.head(config),
         ],
         opset,
     )
-    inputs = {spec.name: _declare(spec) for spec in contract.inputs(config)}
+    inputs = {spec.name: _declare(spec) for spec in contract.inputs(config, extras)}
     graph = ir.Graph(
         list(inputs.values()), [], nodes=[], opset_imports=contract.OPSETS[path], name=f"llama_{path}"
     )
@@ -53,7 +55,12 @@ def build_graph(config: LlamaConfig, path: AttentionPath) -> ir.Model:
     optional = {spec.name: _add_optional(graph, spec) for spec in contract.optional_inputs(config)}
     shared = inputs | optional | _rotary_tables(graph, config, path)
     shared |= stamp(graph, prologue, shared, "prologue", lambda name: f"model.{name}")
+    if extras.inputs_embeds:
+        shared["hidden"] = inputs["inputs_embeds"]
+    # The embeddings are the graph's input, or a row of a weight that may be stored narrow: a copy is neither.
+    states = [_copy(graph, shared["hidden"])] if extras.hidden_states == "all" else []
     presents: list[ir.Value] = []
+    attentions: list[ir.Value] = []
     for i in range(config.num_hidden_layers):
         if config.generates:
             shared["past_key"] = inputs[contract.PAST_KEY.format(i=i)]
@@ -61,21 +68,34 @@ def build_graph(config: LlamaConfig, path: AttentionPath) -> ir.Model:
         shared |= stamp(graph, layer, shared, f"layers.{i}", _layer_weight_names(i))
         if config.generates:
             presents += [shared["present_key"], shared["present_value"]]
+        if extras.attentions:
+            attentions.append(shared["attentions"])
+        if extras.hidden_states == "all" and i + 1 < config.num_hidden_layers:
+            states.append(shared["hidden"])
     shared |= stamp(graph, norm, shared, "norm", lambda name: f"model.{name}")
     results = [value for part in head for value in _stamp_head(graph, part, config, shared)]
 
     results = results or [shared["last_hidden_state"]]
-    for value, spec in zip([*results, *presents], contract.outputs(config), strict=True):
+    if extras.hidden_states is not None:
+        states.append(shared["last_hidden_state"])
+    values = [*results, *presents, *states, *attentions]
+    for value, spec in zip(values, contract.outputs(config, extras), strict=True):
         value.name, value.shape, value.dtype = spec.name, ir.Shape(spec.shape), _IR_DTYPES[spec.dtype]
         graph.outputs.append(value)
 
-    model = ir.Model(graph, ir_version=contract.IR_VERSIONS[path], producer_name=PRODUCER)
+    model = ir.Model(graph, ir_version=contract.IR_VERSIONS[path], producer_name=contract.PRODUCER)
     simplify_reshapes(graph)
     if path == "flash":
         fuse_residual_norm(graph)
     common_passes.CommonSubexpressionEliminationPass()(model)
     common_passes.RemoveUnusedNodesPass()(model)
     return model
+
+
+def _copy(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    copy = ir.Value(name=f"{value.name}.copy", shape=value.shape, type=value.type)
+    graph.append(ir.Node("", "Identity", [value], outputs=[copy], name=f"{value.name}.Identity"))
+    return copy
 
 
 def _declare(spec: contract.TensorSpec) -> ir.Value:

@@ -6,11 +6,13 @@ The names are those that optimum, onnxruntime-genai, transformers.js and our own
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from llama_export.errors import OptionError
 from llama_export.model.attention import AttentionPath
 from llama_export.model.config import LlamaConfig, Task
 
+PRODUCER = "llama-export"
 BATCH = "batch_size"
 SEQUENCE = "sequence_length"
 PAST = "past_sequence_length"
@@ -21,6 +23,9 @@ PAST_KEY = "past_key_values.{i}.key"
 PAST_VALUE = "past_key_values.{i}.value"
 PRESENT_KEY = "present.{i}.key"
 PRESENT_VALUE = "present.{i}.value"
+LAST_HIDDEN_STATE = "last_hidden_state"
+HIDDEN_STATES = "hidden_states.{i}"
+ATTENTIONS = "attentions.{i}"
 
 Dims = tuple[int | str, ...]
 
@@ -34,8 +39,32 @@ class TensorSpec:
     shape: Dims
 
 
+WhichStates = Literal["last", "all"]
+WHICH_STATES: tuple[WhichStates, ...] = get_args(WhichStates)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a causal language model's graph takes and gives besides the default; nothing unless asked for.
+
+    Attributes:
+        hidden_states: ``last``: the hidden states behind the final norm; ``all``: the embeddings, what each
+            layer but the last gives, and those, as transformers counts them.
+        attentions: Every layer's attention weights; on the eager path alone.
+        inputs_embeds: Embeddings are fed in place of token ids; a graph of its own looks them up.
+    """
+
+    hidden_states: WhichStates | None = None
+    attentions: bool = False
+    inputs_embeds: bool = False
+
+
+NO_EXTRAS = Extras()
+
 NUM_LOGITS_TO_KEEP = TensorSpec("num_logits_to_keep", "int64", (1,))
 """Overridable initializer, default 0: compute the logits of that many last tokens; 0 means all."""
+
+INPUT_IDS = TensorSpec("input_ids", "int64", (BATCH, SEQUENCE))
 
 ROPE_LENGTH = TensorSpec("rope_length", "int64", (1,))
 """Overridable initializer, default 0: rotate for a text of at least so many tokens. Only in graphs whose
@@ -65,16 +94,34 @@ def check_path(config: LlamaConfig, path: AttentionPath) -> None:
         )
 
 
-def inputs(config: LlamaConfig) -> list[TensorSpec]:
+def check_extras(config: LlamaConfig, path: AttentionPath, extras: Extras) -> None:
+    """Refuse extras that a graph cannot have.
+
+    Raises:
+        OptionError: Another task than text-generation, or attentions on a path that never has them.
+    """
+    if extras != NO_EXTRAS and not config.generates:
+        raise OptionError(
+            "hidden_states, attentions and inputs_embeds are for text-generation, "
+            f"the task is {config.head.task}",
+            "leave them out; --task feature-extraction gives the last hidden states of any checkpoint",
+        )
+    if extras.attentions and path != "eager":
+        raise OptionError(
+            f"attentions are computed on the eager path alone, attention is {path}", "add --attention eager"
+        )
+
+
+def inputs(config: LlamaConfig, extras: Extras = NO_EXTRAS) -> list[TensorSpec]:
     """What a graph must be fed, in order: a task head whole texts, a causal LM steps and their cache."""
     if not config.generates:
         return [
-            TensorSpec("input_ids", "int64", (BATCH, SEQUENCE)),
+            INPUT_IDS,
             TensorSpec("attention_mask", "int64", (BATCH, SEQUENCE)),
         ]
     past: Dims = (BATCH, config.num_key_value_heads, PAST, config.head_dim)
     specs = [
-        TensorSpec("input_ids", "int64", (BATCH, SEQUENCE)),
+        inputs_embeds(config) if extras.inputs_embeds else INPUT_IDS,
         TensorSpec("attention_mask", "int64", (BATCH, TOTAL)),
         TensorSpec("position_ids", "int64", (BATCH, SEQUENCE)),
     ]
@@ -90,21 +137,43 @@ def optional_inputs(config: LlamaConfig) -> list[TensorSpec]:
     return [NUM_LOGITS_TO_KEEP, ROPE_LENGTH] if config.rope.depends_on_length else [NUM_LOGITS_TO_KEEP]
 
 
-def outputs(config: LlamaConfig) -> list[TensorSpec]:
+def inputs_embeds(config: LlamaConfig) -> TensorSpec:
+    """The input in place of token ids, and the output of the graph that looks embeddings up."""
+    return TensorSpec("inputs_embeds", "float32", (BATCH, SEQUENCE, config.hidden_size))
+
+
+def outputs(config: LlamaConfig, extras: Extras = NO_EXTRAS) -> list[TensorSpec]:
     """What a graph returns, in order."""
     if not config.generates:
-        return _head_outputs(config)
+        return head_outputs(config)
     present: Dims = (BATCH, config.num_key_value_heads, TOTAL, config.head_dim)
     specs = [TensorSpec("logits", "float32", (BATCH, LOGITS, config.vocab_size))]
     for i in range(config.num_hidden_layers):
         specs += [TensorSpec(name.format(i=i), "float32", present) for name in (PRESENT_KEY, PRESENT_VALUE)]
-    return specs
+    return specs + extra_outputs(config, extras)
 
 
-def _head_outputs(config: LlamaConfig) -> list[TensorSpec]:
+def extra_outputs(config: LlamaConfig, extras: Extras) -> list[TensorSpec]:
+    """What extras add to the outputs: hidden states, then attentions."""
+    count, states = config.num_hidden_layers, list[str]()
+    if extras.hidden_states is not None:
+        states = [LAST_HIDDEN_STATE]
+    if extras.hidden_states == "all":
+        states = [HIDDEN_STATES.format(i=i) for i in range(count + 1)]
+    by_token: Dims = (BATCH, SEQUENCE, config.hidden_size)
+    by_head: Dims = (BATCH, config.num_attention_heads, SEQUENCE, TOTAL)
+    weights = [ATTENTIONS.format(i=i) for i in range(count if extras.attentions else 0)]
+    return [
+        *(TensorSpec(name, "float32", by_token) for name in states),
+        *(TensorSpec(name, "float32", by_head) for name in weights),
+    ]
+
+
+def head_outputs(config: LlamaConfig) -> list[TensorSpec]:
+    """What the graph of another task than text-generation returns, in order."""
     labels = len(config.head.labels)
     shapes: dict[Task, dict[str, Dims]] = {
-        "feature-extraction": {"last_hidden_state": (BATCH, SEQUENCE, config.hidden_size)},
+        "feature-extraction": {LAST_HIDDEN_STATE: (BATCH, SEQUENCE, config.hidden_size)},
         "text-classification": {"logits": (BATCH, labels)},
         "token-classification": {"logits": (BATCH, SEQUENCE, labels)},
         "question-answering": {"start_logits": (BATCH, SEQUENCE), "end_logits": (BATCH, SEQUENCE)},

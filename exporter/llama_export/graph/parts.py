@@ -13,8 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llama_export.graph.contract import BATCH, LOGITS, PAST, ROPE_LENGTH, SEQUENCE, TOTAL, Dims, outputs
-from llama_export.model.attention import AttentionPath
+from llama_export.graph.contract import (
+    BATCH,
+    LOGITS,
+    NO_EXTRAS,
+    PAST,
+    ROPE_LENGTH,
+    SEQUENCE,
+    TOTAL,
+    Dims,
+    Extras,
+    head_outputs,
+)
+from llama_export.model.attention import AttentionPath, recording_attention
 from llama_export.model.cache import GrowingCache
 from llama_export.model.config import LlamaConfig
 from llama_export.model.heads import HEADS
@@ -72,16 +83,20 @@ def _total(config: LlamaConfig) -> str:
 
 
 class _Prologue(nn.Module):
-    """Embeds the tokens and computes the step."""
+    """Embeds the tokens, unless they come as embeddings, and computes the step."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, embeds: bool) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if embeds else None
+
+    def embedded(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """[B, T] ids to one tensor [B, T, hidden_size]; embeddings to none, since the graph has them."""
+        return () if self.embed_tokens is None else (self.embed_tokens(tokens),)
 
     def forward(
         self,
-        input_ids: Tensor,
+        tokens: Tensor,
         attention_mask: Tensor,
         inv_freq: Tensor,
         position_ids: Tensor | None = None,
@@ -91,17 +106,17 @@ class _Prologue(nn.Module):
             position_ids = positions(attention_mask)
         lengths = text_lengths(position_ids, rope_length)
         step = make_step(attention_mask, position_ids, inv_freq, self.config, lengths)
-        return self.embed_tokens(input_ids), *step
+        return *self.embedded(tokens), *step
 
 
 class _FusedPrologue(_Prologue):
     """Embeds the tokens and computes the step that GroupQueryAttention takes with its table of angles."""
 
     def forward(  # type: ignore[override]
-        self, input_ids: Tensor, attention_mask: Tensor, cos: Tensor, sin: Tensor
+        self, tokens: Tensor, attention_mask: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, ...]:
-        step = make_fused_step(attention_mask, input_ids.shape[1], cos, sin)
-        return self.embed_tokens(input_ids), step.seqlens_k, step.total_length, step.bias
+        step = make_fused_step(attention_mask, tokens.shape[1], cos, sin)
+        return *self.embedded(tokens), step.seqlens_k, step.total_length, step.bias
 
 
 class _FusedAnglesPrologue(_Prologue):
@@ -109,7 +124,7 @@ class _FusedAnglesPrologue(_Prologue):
 
     def forward(
         self,
-        input_ids: Tensor,
+        tokens: Tensor,
         attention_mask: Tensor,
         inv_freq: Tensor,
         position_ids: Tensor | None = None,
@@ -119,28 +134,34 @@ class _FusedAnglesPrologue(_Prologue):
             position_ids = positions(attention_mask)
         lengths = text_lengths(position_ids, rope_length)
         cos, sin = angles(position_ids, inv_freq, self.config, lengths)
-        step = make_fused_step(attention_mask, input_ids.shape[1], cos, sin)
-        return self.embed_tokens(input_ids), *step
+        step = make_fused_step(attention_mask, tokens.shape[1], cos, sin)
+        return *self.embedded(tokens), *step
 
 
-def prologue(config: LlamaConfig, path: AttentionPath) -> Part:
-    """The part before the first layer; its rotary tables are inputs, so that they stay initializers."""
-    int64 = torch.int64
+def prologue(config: LlamaConfig, path: AttentionPath, extras: Extras = NO_EXTRAS) -> Part:
+    """The part before the first layer; its rotary tables are inputs, so that they stay initializers.
+
+    With embeddings as input it leaves ``hidden`` out of its outputs: they are it.
+    """
+    int64, embeds = torch.int64, not extras.inputs_embeds
+    tokens = ((BATCH, SEQUENCE), int64) if embeds else _hidden(config, SEQUENCE)
     inputs: dict[str, tuple[Dims, torch.dtype]] = {
-        "input_ids": ((BATCH, SEQUENCE), int64),
+        "input_ids" if embeds else "inputs_embeds": tokens,
         "attention_mask": ((BATCH, _total(config)), int64),
     }
+    hidden = ("hidden",) * embeds
     step = step_tensors(config, path)
     if path == "flash" and not config.rope.depends_on_length:
         inputs |= {name: step[name] for name in ("cos", "sin")}
-        return Part(lambda: _FusedPrologue(config), inputs, ("hidden", "seqlens_k", "total_length", "bias"))
+        outputs = (*hidden, "seqlens_k", "total_length", "bias")
+        return Part(lambda: _FusedPrologue(config, embeds), inputs, outputs)
     inputs["inv_freq"] = (tuple(inverse_frequencies(config).shape), torch.float32)
     if config.generates:
         inputs["position_ids"] = ((BATCH, SEQUENCE), int64)
     if config.generates and config.rope.depends_on_length:
         inputs["rope_length"] = ROPE_LENGTH.shape, int64
     module = _FusedAnglesPrologue if path == "flash" else _Prologue
-    return Part(lambda: module(config), inputs, ("hidden", *step))
+    return Part(lambda: module(config, embeds), inputs, (*hidden, *step))
 
 
 class _Layer(nn.Module):
@@ -167,14 +188,28 @@ class _CachedLayer(_Layer):
         return out.view(hidden.shape), cache.keys[0], cache.values[0]
 
 
-def decoder_layer(config: LlamaConfig, path: AttentionPath) -> Part:
+class _WatchedLayer(_CachedLayer):
+    """The same, on the eager path, with the attention weights as one more output."""
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, past_key: Tensor, past_value: Tensor, *step: Tensor
+    ) -> tuple[Tensor, ...]:
+        seen: list[Tensor] = []
+        self.layer.self_attn.attend = recording_attention(seen)
+        return *super().forward(hidden, past_key, past_value, *step), *seen
+
+
+def decoder_layer(config: LlamaConfig, path: AttentionPath, extras: Extras = NO_EXTRAS) -> Part:
     """One decoder layer; the graph holds ``num_hidden_layers`` copies of its trace."""
     inputs: dict[str, tuple[Dims, torch.dtype]] = {"hidden": _hidden(config, SEQUENCE)}
     if not config.generates:
         return Part(lambda: _Layer(config, path), inputs | step_tensors(config, path), ("hidden",))
     past = (BATCH, config.num_key_value_heads, PAST, config.head_dim), torch.float32
     inputs |= {"past_key": past, "past_value": past} | step_tensors(config, path)
-    return Part(lambda: _CachedLayer(config, path), inputs, ("hidden", "present_key", "present_value"))
+    outputs = ("hidden", "present_key", "present_value")
+    if extras.attentions:
+        return Part(lambda: _WatchedLayer(config, path), inputs, (*outputs, "attentions"))
+    return Part(lambda: _CachedLayer(config, path), inputs, outputs)
 
 
 def _hidden(config: LlamaConfig, length: str) -> tuple[Dims, torch.dtype]:
@@ -223,5 +258,5 @@ def head(config: LlamaConfig) -> list[Part]:
         "input_ids": texts,
         "attention_mask": texts,
     }
-    names = tuple(spec.name for spec in outputs(config))
+    names = tuple(spec.name for spec in head_outputs(config))
     return [Part(lambda: HEADS[config.head.task](config), inputs, names)]

@@ -21,6 +21,8 @@ from llama_export.model.step import Step
 
 AttentionPath = Literal["eager", "sdpa", "flash"]
 ATTENTION_PATHS: tuple[AttentionPath, ...] = get_args(AttentionPath)
+Attend = Callable[[Tensor, Tensor, Tensor, Step], Tensor]
+"""Queries, keys, values and step to context; shapes as in ``eager_attention``."""
 
 
 def eager_attention(query: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
@@ -37,16 +39,35 @@ def eager_attention(query: Tensor, keys: Tensor, values: Tensor, step: Step) -> 
     Returns:
         [B, H, T, D] in the dtype of ``query``.
     """
+    return _weigh(attention_weights(query, keys, step), values, query)
+
+
+def attention_weights(query: Tensor, keys: Tensor, step: Step) -> Tensor:
+    """How much each query takes from each slot: [B, K, G, T, S] float32, G query heads for each key head."""
     B, H, T, D = query.shape
     K = keys.shape[1]
-
     grouped = query.float().reshape(B, K, H // K, T, D)  # [B, K, G, T, D]
     scores = grouped @ keys.float().unsqueeze(2).mT * D**-0.5  # [B, K, G, T, S]
     visible = step.visible.unsqueeze(1)  # [B, 1, 1, T, S]
     # A finite floor and the product below make a fully masked row 0 where -inf would make it NaN.
-    weights = scores.masked_fill(~visible, torch.finfo(torch.float32).min).softmax(dim=-1) * visible
+    weights: Tensor = scores.masked_fill(~visible, torch.finfo(torch.float32).min).softmax(dim=-1)
+    return weights * visible
+
+
+def _weigh(weights: Tensor, values: Tensor, query: Tensor) -> Tensor:
     context: Tensor = weights @ values.float().unsqueeze(2)  # [B, K, G, T, D]
-    return context.reshape(B, H, T, D).to(query.dtype)
+    return context.reshape(query.shape).to(query.dtype)
+
+
+def recording_attention(seen: list[Tensor]) -> Attend:
+    """Make an eager attention that also appends its weights, [B, H, T, S] float32, to a list."""
+
+    def attend(query: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
+        weights = attention_weights(query, keys, step)
+        seen.append(weights.flatten(1, 2))
+        return _weigh(weights, values, query)
+
+    return attend
 
 
 def sdpa_attention(query: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
@@ -92,7 +113,7 @@ def _flash(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         )
 
 
-ATTENTION: dict[AttentionPath, Callable[[Tensor, Tensor, Tensor, Step], Tensor]] = {
+ATTENTION: dict[AttentionPath, Attend] = {
     "eager": eager_attention,
     "sdpa": sdpa_attention,
     "flash": flash_attention,

@@ -62,6 +62,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=bias)
         self.index = index
         self.path = path
+        self.attend = ATTENTION[path]
 
     def forward(self, hidden: Tensor, step: Step | FusedStep, cache: KVCache) -> Tensor:
         """Attend over the cache and the new tokens.
@@ -91,7 +92,7 @@ class Attention(nn.Module):
         value = value.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, K, T, D]
         query, key = turn(query, step.cos, step.sin), turn(key, step.cos, step.sin)
         keys, values = cache.append(self.index, key, value)  # [B, K, S, D]
-        context = ATTENTION[self.path](query, keys, values, step).transpose(1, 2)  # [B, T, H, D]
+        context = self.attend(query, keys, values, step).transpose(1, 2)  # [B, T, H, D]
         return context.reshape(B * T, self.q_heads * self.head_dim)
 
     def _attend_fused(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llama_export.checkpoint import Checkpoint
 from llama_export.errors import OptionError
+from llama_export.graph.contract import ATTENTIONS, HIDDEN_STATES, LAST_HIDDEN_STATE
 from llama_export.parity.candidate import Continuation, continue_greedily, prefill_in_chunks
 from llama_export.parity.debug_graph import DebugGraph
 from llama_export.parity.layers import compare_layers
@@ -28,13 +29,14 @@ from llama_export.parity.prompts import (
     random_tokens,
     workload,
 )
-from llama_export.parity.reference import Read, reference_logits
+from llama_export.parity.reference import WEIGHTS, Read, Watch, reference_logits
 from llama_export.parity.report import LayerError, TensorDifference
 from llama_export.parity.scene import Row, Scene, play
 from llama_export.parity.stored_weights import stored_weights
 from llama_export.parity.tolerances import TOLERANCES, Quantity, Tolerance, rounding_of
 from llama_export.parity.weight_values import compare_weights
 from llama_export.progress import byte_progress
+from llama_runtime.extras import Outputs
 from llama_runtime.manifest import Manifest
 from llama_runtime.session import Session, open_session
 from llama_runtime.tokenizer import open_tokenizer
@@ -210,6 +212,7 @@ class Evidence:
         reads: Sequence[Sequence[int]],
         last: Sequence[int],
         title: str,
+        watch: Watch | None = None,
     ) -> list[np.ndarray]:
         """The reference's logits, with progress: [N, V] for the last N tokens of each sequence."""
         total = sum(tensor.nbytes for tensor in self.stored.values())
@@ -220,9 +223,27 @@ class Evidence:
                 advance(tensor.nbytes)
                 return tensor
 
-            return [
-                x.numpy() for x in reference_logits(self.config, reading, sequences, reads=reads, last=last)
-            ]
+            found = reference_logits(self.config, reading, sequences, reads=reads, last=last, watch=watch)
+            return [logits.numpy() for logits in found]
+
+    @cached_property
+    def wanted_extras(self) -> list[Outputs]:
+        """The reference's hidden states [T, hidden_size] and attentions [T, H, T] of each prompt, by name."""
+        count, rows = self.config.num_hidden_layers, [prompt.tokens for prompt in self.prompts]
+        names = {"model.embed_tokens": HIDDEN_STATES.format(i=0), "model.norm": HIDDEN_STATES.format(i=count)}
+        for i in range(count):
+            names[f"model.layers.{i}"] = HIDDEN_STATES.format(i=i + 1)
+            names[f"model.layers.{i}.{WEIGHTS}"] = ATTENTIONS.format(i=i)
+        del names[f"model.layers.{count - 1}"]  # the last hidden states are those behind the norm
+        found: list[Outputs] = [{} for _ in rows]
+
+        def watch(row: int, name: str, values: Tensor) -> None:
+            if name in names:
+                found[row][names[name]] = values.numpy()
+
+        lengths = [len(row) for row in rows]
+        self.reference(self.read_stored, rows, [[n] for n in lengths], lengths, "extras", watch)
+        return [row | {LAST_HIDDEN_STATE: row[HIDDEN_STATES.format(i=count)]} for row in found]
 
     @cached_property
     def text_logits(self) -> tuple[np.ndarray, np.ndarray]:

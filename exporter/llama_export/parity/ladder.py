@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from llama_export.parity.evidence import Evidence
 from llama_export.parity.measurement import Measurement
 from llama_export.parity.report import Outcome
-from llama_export.parity.rungs import first_layer, greedy, logits, rounding, tokenizer, weights
+from llama_export.parity.rungs import extras, first_layer, greedy, logits, rounding, tokenizer, weights
 from llama_export.parity.scene import Scene
 from llama_export.parity.tolerances import UNITS, Quantity
 
@@ -42,6 +42,10 @@ def _rounded(evidence: Evidence) -> str | None:
     return "the bundle stores the checkpoint's own values" if evidence.rounding == "exact" else None
 
 
+def _prompt_scene(evidence: Evidence) -> Scene:
+    return evidence.prompt_scene
+
+
 @dataclass(frozen=True)
 class Rung:
     """One step of the ladder.
@@ -64,15 +68,17 @@ class Rung:
 LADDER: tuple[Rung, ...] = (
     Rung("weights", "weights", weights.measure),
     Rung("tokenizer", "texts", tokenizer.measure, tokenizer.left_out),
-    Rung("attention", "layer", first_layer.measure_attention, scene=lambda e: e.prompt_scene),
-    Rung("one layer", "layer", first_layer.measure_layer, scene=lambda e: e.prompt_scene),
-    Rung("prefill", "logits", logits.measure_prefill, scene=lambda e: e.prompt_scene),
+    Rung("attention", "layer", first_layer.measure_attention, scene=_prompt_scene),
+    Rung("one layer", "layer", first_layer.measure_layer, scene=_prompt_scene),
+    Rung("prefill", "logits", logits.measure_prefill, scene=_prompt_scene),
     Rung("decode", "logits", logits.measure_decode, scene=lambda e: e.continued_scene),
     Rung("chunked prefill", "logits", logits.measure_chunk, scene=lambda e: e.continued_scene),
     Rung("left-padded batch", "logits", logits.measure_left, _in_full, lambda e: e.batch_scene(True)),
     Rung("right-padded batch", "logits", logits.measure_right, _in_full, lambda e: e.batch_scene(False)),
     Rung("far positions", "layer", first_layer.measure_far, _by_position_alone, scene=first_layer.far_scene),
     Rung("whole context", "logits", logits.measure_context, _whole_context),
+    Rung("hidden states", "layer", extras.measure_hidden_states, extras.no_hidden_states, _prompt_scene),
+    Rung("attentions", "layer", extras.measure_attentions, extras.no_attentions, _prompt_scene),
     Rung("greedy tokens", "tokens", greedy.measure),
     Rung("rounded logits", "rounding", rounding.measure_logits, _rounded),
     Rung("KL divergence", "kl", rounding.measure_kl, _rounded),

@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
 from llama_export.errors import OptionError
 from llama_export.parity.page import page
 from llama_export.parity.report import Report
-from llama_runtime.manifest import Manifest
+from llama_runtime.manifest import FileEntry, Manifest
 
 _KINDS = (".json", ".html")
 
 
-def record(folder: Path, manifest: Manifest, report: Report) -> Manifest:
-    """Write a passed verification into a staged bundle's manifest.
+def record(folder: Path, manifest: Manifest, report: Report, bundle: str) -> Manifest:
+    """Write a passed verification into a staged bundle: its summary into the manifest, all of it beside that.
+
+    Args:
+        folder: The stage.
+        manifest: As it stands there.
+        report: What was measured.
+        bundle: What the bundle will be called, for the page's title.
 
     Returns:
         The manifest as it now stands in the folder.
     """
+    write_report(folder, report, bundle)
+    entries = [*manifest.files, *(_entry(path) for path in report_files(folder).values())]
     proven = dataclasses.replace(
         manifest,
+        files=tuple(sorted(entries, key=lambda entry: entry.path)),
         known_answers=report.known_answers,
         known_outputs=report.known_outputs,
         parity=report.summary(),
     )
     (folder / "manifest.json").write_text(proven.to_json(), encoding="utf-8")
     return proven
+
+
+def _entry(path: Path) -> FileEntry:
+    content = path.read_bytes()
+    return FileEntry(path.name, len(content), hashlib.sha256(content).hexdigest())
 
 
 def report_files(target: Path) -> dict[str, Path]:

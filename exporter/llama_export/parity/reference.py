@@ -10,13 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama_export.model import GrowingCache, LlamaConfig, make_step
+from llama_export.model.attention import recording_attention
 from llama_export.model.layer import DecoderLayer, RMSNorm
 from llama_export.model.rope import inverse_frequencies
 
 Read = Callable[[str], Tensor]
 """From a weight's name to its values, in any float dtype."""
+WEIGHTS = "self_attn.weights"
 Watch = Callable[[int, str, Tensor], None]
-"""Called with (sequence, tensor's name, its [T, ...] values) for every intermediate tensor, in order."""
+"""Called with (sequence, tensor's name, its [T, ...] values) for every intermediate tensor, in order.
+
+What a layer gives goes by the layer's name, its attention weights [T, H, T] by ``WEIGHTS`` behind that.
+"""
 
 # What is watched in a layer: a module's input or its output, in the order of computation.
 WATCHED: tuple[tuple[str, str], ...] = (
@@ -87,9 +92,15 @@ def reference_hidden(
         layer.load_state_dict(state, assign=True)
         for number, step in enumerate(steps):
             handles = _hook(layer, prefix, number, watch) if watch is not None else []
+            seen = list[Tensor]()
+            if watch is not None:
+                layer.self_attn.attend = recording_attention(seen)
             hidden[number] = layer(hidden[number], step, GrowingCache())
             for handle in handles:
                 handle.remove()
+            if watch is not None:
+                watch(number, prefix + WEIGHTS, seen[0][0].transpose(0, 1))
+                watch(number, prefix.removesuffix("."), hidden[number])
         del layer, state
     return hidden
 

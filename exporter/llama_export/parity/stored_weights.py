@@ -19,18 +19,19 @@ _DTYPES: dict[int, torch.dtype] = {
 
 
 def stored_weights(folder: Path, manifest: Manifest) -> dict[str, StoredTensor]:
-    """Find every tensor that the graph keeps outside of itself.
+    """Find every tensor that the graphs keep outside of themselves.
 
     Raises:
         BundleError: The graph cannot be read.
     """
-    path = folder / manifest.model.path
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception as error:  # protobuf's own, which is no part of any interface
-        raise BundleError(f"{manifest.model.path}: is not an ONNX graph ({error})", "export again") from None
-    data_folder = folder / manifest.model.external_data_folder
-    return {t.name: _place(t, data_folder) for t in graph.initializer if t.external_data}
+    data_folder, found = folder / manifest.model.external_data_folder, dict[str, StoredTensor]()
+    for name in filter(None, (manifest.embed_tokens, manifest.model.path)):
+        try:
+            graph = onnx.load(folder / name, load_external_data=False).graph
+        except Exception as error:  # protobuf's own, which is no part of any interface
+            raise BundleError(f"{name}: is not an ONNX graph ({error})", "export again") from None
+        found |= {t.name: _place(t, data_folder) for t in graph.initializer if t.external_data}
+    return found
 
 
 def _place(tensor: onnx.TensorProto, folder: Path) -> StoredTensor:

@@ -19,11 +19,12 @@ def attach_weights(model: ir.Model, plan: WeightPlan) -> None:
     """Point every weight of the graph at its bytes.
 
     Args:
-        model: As ``build_graph`` returns it; changed in place.
-        plan: Where the weights stand.
+        model: As ``build_graph`` or ``build_embedding`` returns it; changed in place.
+        plan: Where the weights stand; those that the graph has no use for are left out.
     """
-    store_weights_as(model.graph, {name: _IR_DTYPES[weight.dtype] for name, weight in plan.weights.items()})
-    for name, weight in plan.weights.items():
+    weights = {name: weight for name, weight in plan.weights.items() if name in model.graph.initializers}
+    store_weights_as(model.graph, {name: _IR_DTYPES[weight.dtype] for name, weight in weights.items()})
+    for name, weight in weights.items():
         model.graph.initializers[name].const_value = ir.ExternalTensor(
             weight.location,
             weight.offset,

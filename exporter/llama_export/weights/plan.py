@@ -57,6 +57,11 @@ class WeightPlan:
     total_bytes: int
     headers: dict[str, bytes] = field(default_factory=dict)
 
+    @property
+    def embedding_name(self) -> str:
+        """The file of the graph that looks embeddings up, where the other takes them."""
+        return self.model_name.replace("model", "embed_tokens", 1)
+
 
 def plan_weights(checkpoint: Checkpoint, mode: WeightMode | None, precision: str | None) -> WeightPlan:
     """Decide where every weight will stand.

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from llama_runtime import strict_json
 from llama_runtime.errors import ManifestError
 from llama_runtime.integrity import check_hashes, check_structure
+from llama_runtime.interface import Cache, Graph, TensorSpec, check_relative_path
 from llama_runtime.known import KnownAnswer, KnownOutput, OutputProbe, Probe, check_at_least
 
 __all__ = [
@@ -45,64 +46,9 @@ VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
 GENERATES = "text-generation"
+EMBEDS = "inputs_embeds"
 CLASSIFIES = ("text-classification", "token-classification")
 EXPORT_AGAIN = "export the checkpoint again, or copy the whole bundle again"
-
-
-@dataclass(frozen=True)
-class Graph:
-    """The ONNX file, and the folder that its external data locations are relative to."""
-
-    path: str
-    opset: int
-    ir_version: int
-    external_data_folder: str
-
-    def __post_init__(self) -> None:
-        check_relative_path("path", self.path)
-        if self.external_data_folder != ".":
-            check_relative_path("external_data_folder", self.external_data_folder)
-        check_at_least(1, opset=self.opset, ir_version=self.ir_version)
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of the graph; a string in ``shape`` names a dynamic dimension."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class Cache:
-    """The key/value cache.
-
-    ``{i}`` in a name stands for the layer; ``in_place`` binds one buffer as past and present.
-    """
-
-    num_hidden_layers: int
-    num_key_value_heads: int
-    head_dim: int
-    dtype: Literal["float32", "float16"]
-    key_name: str
-    value_name: str
-    present_key_name: str
-    present_value_name: str
-    in_place: bool
-
-    def __post_init__(self) -> None:
-        check_at_least(
-            1,
-            num_hidden_layers=self.num_hidden_layers,
-            num_key_value_heads=self.num_key_value_heads,
-            head_dim=self.head_dim,
-        )
-        for field in ("key_name", "value_name", "present_key_name", "present_value_name"):
-            if "{i}" not in getattr(self, field):
-                raise ValueError(
-                    f"{field} is {getattr(self, field)!r}, needs a name with {{i}} for the layer"
-                )
 
 
 @dataclass(frozen=True)
@@ -209,6 +155,7 @@ class Manifest:
     inputs: tuple[TensorSpec, ...]
     optional_inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    embed_tokens: str | None = None
     cache: Cache | None
     classification: Classification | None
     limits: Limits
@@ -252,12 +199,17 @@ class Manifest:
                     f"files lists {entry.path!r}, needs each file once and {MANIFEST_NAME} never"
                 )
             paths.add(entry.path)
+        if self.embed_tokens is not None:
+            check_relative_path("embed_tokens", self.embed_tokens)
         needed = [self.model.path] + ([self.tokenizer.path] if self.tokenizer else [])
+        needed += [self.embed_tokens] if self.embed_tokens is not None else []
         for path in needed:
             if path not in paths:
-                raise ValueError(f"files does not list {path!r}, which model or tokenizer names")
+                raise ValueError(f"files does not list {path!r}, which another field names")
 
     def _check_task(self) -> None:
+        if (self.embed_tokens is None) == any(spec.name == EMBEDS for spec in self.inputs):
+            raise ValueError(f"embed_tokens is {self.embed_tokens!r}, an input {EMBEDS} alone needs one")
         if (self.cache is None) == (self.task == GENERATES):
             has = "none" if self.cache is None else "one"
             raise ValueError(f"cache: there is {has}, {GENERATES} alone has one and task is {self.task!r}")
@@ -286,17 +238,6 @@ class Manifest:
                 )
         if self.tokenizer and self.tokenizer.add_bos and self.tokens.bos_token_id is None:
             raise ValueError("tokens.bos_token_id is null, tokenizer.add_bos needs one")
-
-
-def check_relative_path(field: str, path: str) -> None:
-    """Refuse a path that could leave the folder, or that means different files on different systems.
-
-    Raises:
-        ValueError: Empty, absolute, with a backslash, drive, NUL, or an empty, '.' or '..' part.
-    """
-    parts = path.split("/")
-    if not path or any(part in ("", ".", "..") for part in parts) or re.search(r"[\\:\x00-\x1f]", path):
-        raise ValueError(f"{field} is {path!r}, needs a relative path with '/' and without '..'")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -7,21 +7,29 @@ tokens, P past tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
-from llama_runtime.cache import KVCache, cache_names, empty_cache
+from llama_runtime.cache import KVCache, empty_cache
 from llama_runtime.cores import available_cores
 from llama_runtime.errors import MissingExtraError, OptionError, PromptError, SessionError
-from llama_runtime.manifest import Manifest
+from llama_runtime.extras import Outputs, check_outputs, join_chunks
+from llama_runtime.feeding import check_lengths, check_tokens
+from llama_runtime.loading import (
+    DATA_FOLDER,
+    check_contract,
+    first_line,
+    load_embedding,
+    load_graph,
+    session_options,
+)
+from llama_runtime.manifest import EMBEDS, Manifest
 from llama_runtime.step import Step, StepShape
 
 CHUNK_TOKENS = 512
-FED_INPUTS = ("input_ids", "attention_mask", "position_ids")
-LOG_ERRORS_ONLY = 3
-_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class Session:
@@ -31,8 +39,9 @@ class Session:
     that two threads use at once is refused.
     """
 
-    def __init__(self, inference: Any, manifest: Manifest) -> None:
+    def __init__(self, inference: Any, manifest: Manifest, embedding: Any = None) -> None:
         self._inference = inference
+        self._embedding = embedding
         self.manifest = manifest
 
     def new_cache(self, *, capacity: int, rows: int = 1) -> KVCache:
@@ -54,70 +63,156 @@ class Session:
             raise PromptError(f"a cache of {capacity} positions, the model has {limit}")
         return empty_cache(self.manifest.kv_cache, rows, capacity)
 
+    @overload
     def prefill(
         self,
-        token_ids: np.ndarray,
+        tokens: np.ndarray,
         cache: KVCache,
         *,
         all_logits: bool = False,
         chunk_tokens: int = CHUNK_TOKENS,
         text_tokens: int = 0,
-    ) -> np.ndarray:
+        outputs: None = None,
+    ) -> np.ndarray: ...
+
+    @overload
+    def prefill(
+        self,
+        tokens: np.ndarray,
+        cache: KVCache,
+        *,
+        all_logits: bool = False,
+        chunk_tokens: int = CHUNK_TOKENS,
+        text_tokens: int = 0,
+        outputs: Sequence[str],
+    ) -> Outputs: ...
+
+    def prefill(
+        self,
+        tokens: np.ndarray,
+        cache: KVCache,
+        *,
+        all_logits: bool = False,
+        chunk_tokens: int = CHUNK_TOKENS,
+        text_tokens: int = 0,
+        outputs: Sequence[str] | None = None,
+    ) -> np.ndarray | Outputs:
         """Read tokens into the cache, behind what it holds, a chunk at a time.
 
         Args:
-            token_ids: [B, T] int64, T at least 1.
+            tokens: [B, T] int64, T at least 1; where the graph takes embeddings, these, [B, T, hidden_size]
+                float32, do too.
             cache: From ``new_cache``; advanced by T.
             all_logits: Return the logits of all T positions, not of the last one.
             chunk_tokens: The most tokens in one run: bounds the memory of the attention scores.
             text_tokens: How long the whole text is, where more of it follows in another call; matters where
                 the angles of rotary embedding depend on it (the manifest's ``rope``).
+            outputs: Names of hidden states and attentions that are wanted too, of all T positions.
 
         Returns:
-            [B, V] float32 of the last position, or [B, T, V].
+            [B, V] float32 of the last position, or [B, T, V]; with ``outputs``, that as ``logits`` and each
+            of them by its name.
 
         Raises:
+            OptionError: The bundle has no such output.
             PromptError: No token, an unknown one, a wrong shape, or no room in the cache.
             SessionError: ONNX Runtime failed, or another thread uses the cache.
         """
+        extra = check_outputs(self.manifest, outputs or ())
         with cache.in_use():
-            T = self._check_tokens(token_ids, 2, cache)
+            T = check_tokens(self.manifest, tokens, 2, cache)
             # Every chunk is rotated for the whole text, so that the size of the chunks changes nothing.
             rope_length = max(text_tokens, cache.length + T)
             # GroupQueryAttention refuses a past together with B > 1 and T > 1: there, row by row.
             groups = 1 if not cache.in_place else cache.rows
-            logits = [
-                self._prefill_rows(rows, group * len(rows), cache, all_logits, chunk_tokens, rope_length)
-                for group, rows in enumerate(np.split(token_ids, groups))
+            shape = StepShape(0, cache.rows // groups, T, 0 if all_logits else 1, rope_length, extra)
+            found = [
+                self._prefill_rows(replace(shape, first_row=group * len(rows)), rows, cache, chunk_tokens)
+                for group, rows in enumerate(np.split(tokens, groups))
             ]
             cache.length += T
-            return np.concatenate(logits) if groups > 1 else logits[0]
+            whole = found[0]
+            if groups > 1:
+                whole = {name: np.concatenate([rows[name] for rows in found]) for name in whole}
+            return whole["logits"] if outputs is None else whole
 
-    def decode(self, token_ids: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None) -> np.ndarray:
+    @overload
+    def decode(
+        self,
+        tokens: np.ndarray,
+        cache: KVCache,
+        lengths: np.ndarray | None = None,
+        *,
+        outputs: None = None,
+    ) -> np.ndarray: ...
+
+    @overload
+    def decode(
+        self,
+        tokens: np.ndarray,
+        cache: KVCache,
+        lengths: np.ndarray | None = None,
+        *,
+        outputs: Sequence[str],
+    ) -> Outputs: ...
+
+    def decode(
+        self,
+        tokens: np.ndarray,
+        cache: KVCache,
+        lengths: np.ndarray | None = None,
+        *,
+        outputs: Sequence[str] | None = None,
+    ) -> np.ndarray | Outputs:
         """Read one token a row and return the logits that follow it.
 
         Args:
-            token_ids: [B] int64.
+            tokens: [B] int64; where the graph takes embeddings, these, [B, hidden_size] float32, do too.
             cache: From ``new_cache``; advanced by 1.
             lengths: [B] int64, how many positions each row holds, where they differ; the longest holds
                 ``cache.length``. Rows begin together in place (``manifest.cache.in_place``), and end
                 together in a cache that grows.
+            outputs: As for ``prefill``.
 
         Returns:
-            [B, V] float32.
+            [B, V] float32; with ``outputs``, that as ``logits`` and each of them by its name.
 
         Raises:
+            OptionError: The bundle has no such output.
             PromptError: An unknown token, a wrong shape, or no room in the cache.
             SessionError: ONNX Runtime failed, or another thread uses the cache.
         """
+        extra = check_outputs(self.manifest, outputs or ())
         with cache.in_use():
-            self._check_tokens(token_ids, 1, cache)
+            check_tokens(self.manifest, tokens, 1, cache)
             if lengths is not None:
-                _check_lengths(lengths, cache)
-            shape = StepShape(0, cache.rows, 1, 1)
-            logits = self._run(shape, token_ids[:, None], cache, lengths)  # [B, 1, V]
+                check_lengths(lengths, cache)
+            shape = StepShape(0, cache.rows, 1, 1, outputs=extra)
+            found = self._run(shape, tokens[:, None], cache, lengths)
             cache.length += 1
-            return logits[:, -1].copy()
+            logits = found["logits"][:, -1].copy()
+            return logits if outputs is None else found | {"logits": logits}
+
+    def embed_tokens(self, token_ids: np.ndarray) -> np.ndarray:
+        """Look embeddings up, where the graph takes them in place of token ids.
+
+        Args:
+            token_ids: [B, T] int64.
+
+        Returns:
+            [B, T, hidden_size] float32: what ``prefill`` takes, and each [B, hidden_size] of it ``decode``.
+
+        Raises:
+            OptionError: The graph takes token ids.
+            SessionError: ONNX Runtime failed.
+        """
+        if self._embedding is None:
+            raise OptionError("the graph takes token ids, not embeddings", "export with --inputs-embeds")
+        try:
+            embedded: np.ndarray = self._embedding.run([EMBEDS], {"input_ids": token_ids})[0]
+        except Exception as error:  # ONNX Runtime's exceptions share no other base.
+            raise SessionError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
+        return embedded
 
     def run(
         self, feeds: dict[str, np.ndarray], outputs: Sequence[str] | None = None
@@ -125,80 +220,56 @@ class Session:
         """Run the graph itself, as any user of ONNX Runtime would.
 
         Args:
-            feeds: Every input of the manifest, by name; padded batches are allowed here.
+            feeds: Every input of the manifest, by name; padded batches are allowed here. ``input_ids`` do
+                for ``inputs_embeds``.
             outputs: Which are wanted; None is all.
 
         Raises:
             SessionError: ONNX Runtime failed.
         """
         names = [spec.name for spec in self.manifest.outputs] if outputs is None else list(outputs)
+        if self._embedding is not None and "input_ids" in feeds:
+            feeds = feeds | {EMBEDS: self.embed_tokens(feeds["input_ids"])}
+            del feeds["input_ids"]
         try:
             return dict(zip(names, self._inference.run(names, feeds), strict=True))
         except Exception as error:  # ONNX Runtime's exceptions share no other base.
-            raise SessionError(f"ONNX Runtime cannot run the graph: {_first_line(error)}") from error
+            raise SessionError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
 
     def _prefill_rows(
-        self,
-        token_ids: np.ndarray,
-        first_row: int,
-        cache: KVCache,
-        all_logits: bool,
-        chunk_tokens: int,
-        rope_length: int,
-    ) -> np.ndarray:
-        B, T = token_ids.shape
-        past, tensors, chunks, logits = cache.length, cache.tensors, [], np.empty(0, np.float32)
+        self, shape: StepShape, tokens: np.ndarray, cache: KVCache, chunk_tokens: int
+    ) -> Outputs:
+        """Read some rows' T tokens, a chunk at a time: ``logits`` [B, V], or [B, T, V] where all are kept."""
+        past, tensors, every = cache.length, cache.tensors, shape.num_logits_to_keep == 0
+        logits, extras = list[np.ndarray](), list[Outputs]()
         try:
-            for start in range(0, T, chunk_tokens):
-                chunk = token_ids[:, start : start + chunk_tokens]
-                shape = StepShape(first_row, B, chunk.shape[1], 0 if all_logits else 1, rope_length)
-                logits = self._run(shape, chunk, cache)
-                if all_logits:
-                    chunks.append(logits.copy())
+            for start in range(0, shape.tokens, chunk_tokens):
+                chunk = tokens[:, start : start + chunk_tokens]
+                found = self._run(replace(shape, tokens=chunk.shape[1]), chunk, cache)
+                logits = [*logits, found.pop("logits").copy()] if every else [found.pop("logits")]
+                extras.append(found)
                 cache.length += chunk.shape[1]
         except SessionError:
             cache.tensors = tensors
             raise
         finally:
             cache.length = past
-        return np.concatenate(chunks, axis=1) if all_logits else logits[:, -1].copy()
+        kept = np.concatenate(logits, axis=1) if every else logits[0][:, -1].copy()
+        return {"logits": kept} | join_chunks(self.manifest, extras)
 
     def _run(
-        self, shape: StepShape, token_ids: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None
-    ) -> np.ndarray:
+        self, shape: StepShape, tokens: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None
+    ) -> Outputs:
+        """One run; the logits are overwritten by the next one, the extras are not."""
         if cache.step is None or cache.step.shape != shape:
             cache.step = Step(self._inference, self.manifest, cache, shape)
+        if self._embedding is not None and tokens.dtype == np.int64:
+            tokens = self.embed_tokens(tokens)
         try:
-            return cache.step.run(token_ids, cache, lengths)
+            logits = cache.step.run(tokens, cache, lengths)
         except Exception as error:  # ONNX Runtime's exceptions share no other base.
-            raise SessionError(f"ONNX Runtime cannot run the graph: {_first_line(error)}") from error
-
-    def _check_tokens(self, token_ids: np.ndarray, axes: int, cache: KVCache) -> int:
-        if token_ids.ndim != axes or token_ids.shape[0] != cache.rows or token_ids.dtype != np.int64:
-            raise PromptError(
-                f"tokens are {token_ids.dtype} {list(token_ids.shape)}, needs int64 of {axes} axes, "
-                f"the first {cache.rows}"
-            )
-        T = token_ids.shape[1] if axes == 2 else 1
-        if T == 0:
-            raise PromptError("no tokens, needs at least one")
-        low, high, V = int(token_ids.min()), int(token_ids.max()), self.manifest.limits.vocab_size
-        if low < 0 or high >= V:
-            raise PromptError(f"token id {low if low < 0 else high}, the vocabulary is 0 to {V - 1}")
-        cache.require_room(T)
-        return T
-
-
-def _check_lengths(lengths: np.ndarray, cache: KVCache) -> None:
-    if lengths.shape != (cache.rows,) or lengths.dtype != np.int64:
-        raise PromptError(
-            f"lengths are {lengths.dtype} {list(lengths.shape)}, needs int64 [{cache.rows}], one a row"
-        )
-    if int(lengths.max()) != cache.length or int(lengths.min()) < 0:
-        raise PromptError(
-            f"lengths are {int(lengths.min())} to {int(lengths.max())}, the longest needs {cache.length}, "
-            "which the cache holds"
-        )
+            raise SessionError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
+        return {"logits": logits} | cache.step.extras
 
 
 def open_session(
@@ -225,11 +296,11 @@ def open_session(
     except ImportError as error:
         hint = "pip install 'llama-export[cpu]'"
         raise MissingExtraError(f"onnxruntime is not installed ({error})", hint) from None
-    options = _session_options(onnxruntime, folder, manifest, threads or available_cores())
+    options = session_options(onnxruntime, folder, manifest, threads or available_cores())
     path = folder / manifest.model.path
-    inference = _load(onnxruntime, path, options, path, None if widen_at_load else ["ConstantFolding"])
-    _check_contract(path, inference, manifest)
-    return Session(inference, manifest)
+    inference = load_graph(onnxruntime, path, options, path, None if widen_at_load else ["ConstantFolding"])
+    check_contract(path, inference, manifest)
+    return Session(inference, manifest, load_embedding(onnxruntime, folder, manifest, options))
 
 
 def open_graph(
@@ -251,66 +322,21 @@ def open_graph(
     """
     import onnxruntime
 
-    options = _session_options(onnxruntime, folder, manifest, threads or available_cores())
+    options = session_options(onnxruntime, folder, manifest, threads or available_cores())
     data_folder = str((folder / manifest.model.external_data_folder).resolve())
-    options.add_session_config_entry(_DATA_FOLDER, data_folder)
-    inference = _load(onnxruntime, graph, options, folder / manifest.model.path, ["ConstantFolding"])
+    options.add_session_config_entry(DATA_FOLDER, data_folder)
+    inference = load_graph(onnxruntime, graph, options, folder / manifest.model.path, ["ConstantFolding"])
+    embedding = load_embedding(onnxruntime, folder, manifest, options)
     inputs = {spec.name for spec in inference.get_inputs()}
     names = [spec.name for spec in inference.get_outputs()]
 
     def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if embedding is not None:
+            feeds = feeds | {EMBEDS: embedding.run([EMBEDS], {"input_ids": feeds["input_ids"]})[0]}
         taken = {name: array for name, array in feeds.items() if name in inputs}
         try:
             return dict(zip(names, inference.run(names, taken), strict=True))
         except Exception as error:  # ONNX Runtime's exceptions share no other base.
-            raise SessionError(f"ONNX Runtime cannot run the graph: {_first_line(error)}") from error
+            raise SessionError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
 
     return run
-
-
-def _load(onnxruntime: Any, model: Path | bytes, options: Any, path: Path, disabled: list[str] | None) -> Any:
-    try:
-        return onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-        )
-    except Exception as error:  # ONNX Runtime's exceptions share no other base.
-        raise SessionError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
-
-
-def _session_options(onnxruntime: Any, folder: Path, manifest: Manifest, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = LOG_ERRORS_ONLY
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # A memory pattern is kept for every input shape, and every decode has a new one.
-    options.enable_mem_pattern = False
-    # Spinning threads take the cores from whatever else runs on the machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if manifest.precision == "float32":
-        # The weights stay in the mapped file; packing would copy every one of them, for many seconds.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    data_folder = folder / manifest.model.external_data_folder
-    if data_folder.resolve() != (folder / manifest.model.path).parent.resolve():
-        options.add_session_config_entry(_DATA_FOLDER, str(data_folder.resolve()))
-    return options
-
-
-def _check_contract(path: Path, inference: Any, manifest: Manifest) -> None:
-    past, present = cache_names(manifest.cache) if manifest.cache else ([], [])
-    results = ["logits", *present] if manifest.cache else [spec.name for spec in manifest.outputs]
-    required = {spec.name for spec in inference.get_inputs()}
-    optional = {spec.name for spec in inference.get_overridable_initializers()}
-    outputs = {spec.name for spec in inference.get_outputs()}
-    declared = {spec.name for spec in manifest.inputs}
-    wrong = sorted((required ^ declared) | (required - {*FED_INPUTS, *past}) | (set(past) - required))
-    if wrong:
-        raise SessionError(f"{path}: inputs differ from the manifest's: {', '.join(wrong[:4])}")
-    missing = sorted({*results} - outputs) + sorted(
-        {spec.name for spec in manifest.optional_inputs} - optional
-    )
-    if missing:
-        raise SessionError(f"{path}: the manifest names {', '.join(missing[:4])}, the graph does not")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from llama_runtime.cache import KVCache, cache_names
-from llama_runtime.manifest import Manifest
+from llama_runtime.extras import Outputs, shape_of
+from llama_runtime.manifest import EMBEDS, Manifest
 
 CPU = ("cpu", 0)
 
@@ -27,6 +28,7 @@ class StepShape:
         tokens: T.
         num_logits_to_keep: How many of the T positions get logits, from the end; 0 is all.
         rope_length: The length that the text will have when its last chunk is read; 0 for a whole text.
+        outputs: Names of the extra outputs that are wanted.
     """
 
     first_row: int
@@ -34,18 +36,28 @@ class StepShape:
     tokens: int
     num_logits_to_keep: int
     rope_length: int = 0
+    outputs: tuple[str, ...] = ()
 
 
 class Step:
-    """Buffers and bindings for runs of one shape over one cache."""
+    """Buffers and bindings for runs of one shape over one cache.
+
+    Attributes:
+        shape: What it is bound for.
+        extras: What the last run gave besides logits and cache; arrays of its own.
+    """
 
     def __init__(self, inference: Any, manifest: Manifest, cache: KVCache, shape: StepShape) -> None:
         B, T = shape.rows, shape.tokens
         self.shape = shape
+        self.extras: Outputs = {}
         self._inference = inference
         self._binding = inference.io_binding()
         self._past_names, self._present_names = cache_names(manifest.kv_cache)
-        self._token_ids = np.zeros((B, T), np.int64)
+        specs = {spec.name: spec for spec in (*manifest.inputs, *manifest.outputs)}
+        self._extra_specs = [specs[name] for name in shape.outputs]
+        tokens, dtype = ("input_ids", np.int64) if EMBEDS not in specs else (EMBEDS, np.float32)
+        self._tokens = np.zeros(shape_of(specs[tokens], B, T, 0), dtype)
         self._position_ids = np.zeros((B, T), np.int64)
         # Any [B, S] mask of ones is a prefix of this buffer.
         self._ones = np.ones(B * cache.capacity, np.int64)
@@ -56,9 +68,10 @@ class Step:
         kept = shape.num_logits_to_keep if "num_logits_to_keep" in optional else 0
         self._logits = np.empty((B, kept or T, manifest.limits.vocab_size), np.float32)
 
-        # Outputs are returned in the order they are bound: logits first, then the cache.
+        # Outputs are returned in the order they are first bound: logits, what else is wanted, the cache.
         self._bind_output("logits", self._logits)
-        self._bind_input("input_ids", self._token_ids)
+        self._bind_extras(0)
+        self._bind_input(tokens, self._tokens)
         if "position_ids" in [spec.name for spec in manifest.inputs]:
             self._bind_input("position_ids", self._position_ids)
         if "num_logits_to_keep" in optional:
@@ -68,11 +81,11 @@ class Step:
         if cache.in_place:
             self._bind_buffers(cache)
 
-    def run(self, token_ids: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None) -> np.ndarray:
+    def run(self, tokens: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None) -> np.ndarray:
         """Run the graph on the next tokens; ``cache.length`` stays for the caller to advance.
 
         Args:
-            token_ids: [B, T] int64.
+            tokens: [B, T] int64, or their embeddings [B, T, hidden_size] float32 where the graph takes them.
             cache: The one this step was made for.
             lengths: [B] int64, how many positions each row has, where they differ; T is 1 then.
 
@@ -80,7 +93,8 @@ class Step:
             [B, N, V] float32, N the positions kept; overwritten by the next run.
         """
         B, T, P = self.shape.rows, self.shape.tokens, cache.length
-        self._token_ids[...] = token_ids
+        self._tokens[...] = tokens
+        self._bind_extras(P)
         if lengths is None:
             self._position_ids[...] = np.arange(P, P + T)
             self._binding.bind_input("attention_mask", *CPU, np.int64, (B, P + T), self._ones.ctypes.data)
@@ -92,8 +106,14 @@ class Step:
             self._bind_grown(cache)
         self._inference.run_with_iobinding(self._binding)
         if not cache.in_place:
-            cache.tensors = self._binding.get_outputs()[1:]
+            cache.tensors = self._binding.get_outputs()[1 + len(self.extras) :]
         return self._logits
+
+    def _bind_extras(self, past: int) -> None:
+        rows, new = self.shape.rows, self.shape.tokens
+        for spec in self._extra_specs:
+            self.extras[spec.name] = np.empty(shape_of(spec, rows, new, past + new), np.float32)
+            self._bind_output(spec.name, self.extras[spec.name])
 
     def _bind_buffers(self, cache: KVCache) -> None:
         first = self.shape.first_row

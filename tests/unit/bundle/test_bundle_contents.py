@@ -56,10 +56,19 @@ def test_layout(talking_bundle):
         "manifest.json",
         "onnx/model.onnx",
         "onnx/model.onnx_data",
+        "parity.html",
+        "parity.json",
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",
     ]
+
+
+def test_the_report_is_the_manifests(talking_bundle):
+    report, manifest = read_json(talking_bundle / "parity.json"), read_json(talking_bundle / "manifest.json")
+    assert report["plots"]["layers"]
+    assert {key: report[key] for key in manifest["parity"]} == manifest["parity"]
+    assert "<title>" in (talking_bundle / "parity.html").read_text()
 
 
 def test_linked_weights_share_the_checkpoints_bytes(talking, talking_bundle):

@@ -231,6 +231,23 @@ def test_options_that_contradict_each_other(talking, tmp_path):
     assert "--weights copy" in result.stderr
 
 
+@pytest.mark.parametrize("path", ["sdpa", "flash"])
+def test_attentions_are_refused_where_nothing_computes_them(talking, tmp_path, path):
+    options = ["--attention", path, "--attentions"]
+    result = CliRunner().invoke(main, ["onnx", str(talking), str(tmp_path / "o"), *options])
+    refused(result, "attentions are computed on the eager path alone", f"attention is {path}")
+    assert "--attention eager" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [["--hidden-states", "last"], ["--inputs-embeds"]])
+def test_extras_are_a_language_models(talking, tmp_path, option):
+    options = ["--task", "feature-extraction", *option]
+    result = CliRunner().invoke(main, ["onnx", str(talking), str(tmp_path / "o"), *options])
+    refused(result, "are for text-generation, the task is feature-extraction")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_value_that_float16_cannot_hold(quick_graphs, tmp_path):
     checkpoint = write_talking_checkpoint(tmp_path / "fox")
     poison(1e6)(checkpoint)
@@ -248,6 +265,8 @@ RECIPES = {
     "a list": ('weights = ["link"]', ("weights is ['link']", "link, copy, beside")),
     "bad precision": ('precision = "int3"', ("precision is 'int3'", "float32")),
     "verify is a number": ("verify = 1", ("verify is 1", "true or false")),
+    "bad states": ('hidden_states = "first"', ("hidden_states is 'first'", "last, all")),
+    "embeds is a word": ('inputs_embeds = "yes"', ("inputs_embeds is 'yes'", "true or false")),
     "not TOML": ("attention: sdpa", ("not TOML",)),
     "a table": ("[attention]", ("attention is {}",)),
 }

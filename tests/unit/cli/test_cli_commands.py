@@ -130,17 +130,20 @@ def test_a_hub_snapshot_goes_by_its_name(quick_graphs, talking, tmp_path, monkey
 
 def test_options_win_over_the_recipe(quick_graphs, checkpoint, tmp_path):
     recipe = tmp_path / "mine.toml"
-    recipe.write_text('attention = "sdpa"\nweights = "copy"\nprecision = "float16"\nverify = false')
+    recipe.write_text(
+        'attention = "sdpa"\nweights = "copy"\nprecision = "float16"\nverify = false\nhidden_states = "last"'
+    )
     plan = json.loads(quietly("onnx", checkpoint, "--recipe", recipe, "--dry-run", "--json"))
     assert plan["recipe"] == {
         "attention": "sdpa", "weights": "copy", "precision": "float16", "verify": False,
-        "adapters": [], "task": None,
+        "adapters": [], "task": None, "hidden_states": "last", "attentions": False, "inputs_embeds": False,
     }  # fmt: skip
     options = ["--attention", "eager", "--precision", "float32", "--verify"]
+    options += ["--hidden-states", "all", "--attentions", "--inputs-embeds"]
     plan = json.loads(quietly("onnx", checkpoint, "--recipe", recipe, "--dry-run", "--json", *options))
     assert plan["recipe"] == {
         "attention": "eager", "weights": "copy", "precision": "float32", "verify": True,
-        "adapters": [], "task": None,
+        "adapters": [], "task": None, "hidden_states": "all", "attentions": True, "inputs_embeds": True,
     }  # fmt: skip
 
 

@@ -97,6 +97,7 @@ def _delete(*path):
 REFUSED_BY_BOTH = {
     "cache.head_dim is missing": _delete("cache", "head_dim"),
     "parity is missing": _delete("parity"),
+    "embed_tokens is missing": _delete("embed_tokens"),
     'model.opset is "23", needs an integer': _set("model", "opset", "23"),
     "model.opset is true, needs an integer": _set("model", "opset", True),
     "model.opset is 0, needs at least 1": _set("model", "opset", 0),
@@ -124,6 +125,9 @@ REFUSED_BY_READER = {
     "files lists 'onnx/model.onnx', needs each file once": lambda d: d["files"].append(d["files"][0]),
     "files lists 'manifest.json'": _set("files", 0, "path", "manifest.json"),
     "files does not list 'tokenizer.json'": _set("tokenizer", "path", "tokenizer.json"),
+    "embed_tokens is None, an input inputs_embeds": _set("inputs", 0, "name", "inputs_embeds"),
+    "embed_tokens is 'onnx/model.onnx'": _set("embed_tokens", "onnx/model.onnx"),
+    "files does not list 'onnx/x.onnx'": _set("embed_tokens", "onnx/x.onnx"),
     "add_bos needs one": _set("tokens", "bos_token_id", None),
     f"known_answers name id {V}": lambda d: d["known_answers"][0]["tokens"].append(V),
 }

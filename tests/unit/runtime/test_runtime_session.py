@@ -147,6 +147,22 @@ def test_tokens_that_do_not_fit_are_refused_and_change_nothing(session, expected
     np.testing.assert_allclose(session.decode(IDS[8:9], cache)[0], expected[8], atol=TOLERANCE)
 
 
+def test_an_output_that_the_bundle_lacks_is_refused_by_name(session):
+    cache = session.new_cache(capacity=4)
+    for read in (session.prefill, session.decode):
+        with pytest.raises(OptionError, match="'last_hidden_state', the bundle has none") as caught:
+            read(IDS[:1], cache, outputs=["last_hidden_state"])
+        assert "--hidden-states" in caught.value.hint
+    assert cache.length == 0
+
+
+def test_embeddings_are_refused_where_ids_are_taken(session):
+    with pytest.raises(OptionError, match="takes token ids, not embeddings"):
+        session.embed_tokens(IDS[None])
+    with pytest.raises(PromptError, match=r"tokens are float32 \[1, 3, 48\], needs int64 of 2 axes"):
+        session.prefill(np.zeros((1, 3, 48), np.float32), session.new_cache(capacity=4))
+
+
 def test_a_failed_run_leaves_the_cache_as_it_was(session, expected, monkeypatch):
     cache = session.new_cache(capacity=40)
     session.prefill(IDS[None, :10], cache)

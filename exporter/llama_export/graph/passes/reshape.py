@@ -19,7 +19,8 @@ def simplify_reshapes(graph: ir.Graph) -> None:
 
     Ensures:
         At most one Reshape between two other nodes, none that changes nothing, and one target tensor for
-        all Reshapes of the same kind. A target's only unknown but the batch size is left to -1.
+        all Reshapes of the same kind. A target's only unknown but the batch size is left to -1; with more
+        unknowns (attention weights), a Reshape keeps the target that was traced.
     """
     batch, targets = _batch_size(graph), dict[Target, ir.Value]()
     for node in list(graph):
@@ -28,6 +29,8 @@ def simplify_reshapes(graph: ir.Graph) -> None:
         output, shape = node.outputs[0], node.outputs[0].shape
         if shape is None or output.dtype == ir.DataType.INT64:
             continue  # shape arithmetic itself: unused once the targets are shared
+        if not _is_simple(shape):
+            continue
         source = node.inputs[0]
         assert source is not None
         inner = source.producer()
@@ -49,13 +52,18 @@ def _dims(shape: ir.Shape) -> tuple[str, ...]:
     return tuple(str(dim) for dim in shape)
 
 
+def _is_simple(shape: ir.Shape) -> bool:
+    """Whether at most the last symbolic dim is another than the batch size in front."""
+    symbolic = [axis for axis, dim in enumerate(shape) if not isinstance(dim, int)]
+    return all(str(shape[axis]) == BATCH and axis == 0 for axis in symbolic[:-1])
+
+
 def _target(shape: ir.Shape) -> Target:
     """The target of a shape: its last symbolic dim is inferred (-1), one before it must be the batch."""
     symbolic = [axis for axis, dim in enumerate(shape) if not isinstance(dim, int)]
     target: list[int | str] = [dim if isinstance(dim, int) else str(dim) for dim in shape]
     if symbolic:
         target[symbolic[-1]] = -1
-    assert all(isinstance(dim, int) or (dim == BATCH and axis == 0) for axis, dim in enumerate(target)), shape
     return tuple(target)
 
 

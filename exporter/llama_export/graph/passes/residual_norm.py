@@ -37,7 +37,7 @@ def fuse_residual_norm(graph: ir.Graph) -> None:
             outputs=outputs,
             name=norm.name,
         )
-        graph.insert_before(norm, fused)
+        graph.insert_before(add, fused)  # the sum may have readers in front of the norm
         normed.replace_all_uses_with(outputs[0])
         total.replace_all_uses_with(outputs[3])
         graph.remove([norm, add], safe=True)

@@ -132,7 +132,10 @@ def run_padded(
     for row, tokens in enumerate(rows):
         real = slice(T - len(tokens), T) if left else slice(0, len(tokens))
         ids[row, real], mask[row, real] = tokens, 1
-    outputs = session.run(feeds(manifest, ids, mask), names)
+    fed = feeds(manifest, ids, mask)
+    if manifest.cache is not None and "logits" not in names:
+        fed["num_logits_to_keep"] = np.ones(1, np.int64)  # nobody reads them: compute as few as can be
+    outputs = session.run(fed, names)
     # An output has one entry a token, or one a text.
     by_token = {spec.name for spec in manifest.outputs if len(spec.shape) > 1 and spec.shape[1] == SEQUENCE}
     return [

@@ -9,11 +9,11 @@ from typing import Literal, get_args
 import numpy as np
 
 from llama_runtime.errors import OptionError
+from llama_runtime.extras import hidden_state_names
 from llama_runtime.tasks.batch import BATCH_SIZE, Text, TextModel
 from llama_runtime.tasks.opening import open_text_model
 
 TASK = "feature-extraction"
-OUTPUT = "last_hidden_state"
 Pooling = Literal["mean", "last", "cls"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
@@ -63,11 +63,15 @@ class Embedder:
     ) -> list[np.ndarray]:
         """Return the last hidden states without pooling: [tokens, hidden_size] float32 for each text."""
         rows = [self.model.encode(text, truncate=truncate) for text in texts]
-        return [found[OUTPUT] for found in self.model.outputs(rows, [OUTPUT], batch_size=batch_size)]
+        last = hidden_state_names(self.model.manifest)[-1]
+        return [found[last] for found in self.model.outputs(rows, [last], batch_size=batch_size)]
 
 
 def load_embedder(path: str | Path, threads: int | None = None) -> Embedder:
-    """Open a bundle of task ``feature-extraction``; arguments and errors are ``open_text_model``'s."""
+    """Open a bundle of task ``feature-extraction``, or a language model that gives its hidden states.
+
+    Arguments and errors are ``open_text_model``'s.
+    """
     return Embedder(open_text_model(path, TASK, threads))
 
 

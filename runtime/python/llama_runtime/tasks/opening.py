@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llama_runtime.errors import ManifestError
+from llama_runtime.extras import hidden_state_names
 from llama_runtime.manifest import check_structure, read_manifest
 from llama_runtime.session import Session, open_session
 from llama_runtime.tasks.batch import TextModel
@@ -40,7 +41,8 @@ def open_bundle(path: str | Path, task: str, threads: int | None) -> tuple[Sessi
     """Read the manifest, check the files' sizes, load tokenizer and graph; as ``open_text_model`` says."""
     folder = Path(path)
     manifest = read_manifest(folder)
-    if manifest.task != task:
+    embeds = task == "feature-extraction" and hidden_state_names(manifest)
+    if manifest.task != task and not embeds:
         raise wrong_task(folder, manifest.task, task)
     check_structure(folder, manifest)
     tokenizer = open_tokenizer(folder, manifest.tokenizer, manifest.tokens) if manifest.tokenizer else None
@@ -50,4 +52,6 @@ def open_bundle(path: str | Path, task: str, threads: int | None) -> tuple[Sessi
 def wrong_task(folder: Path, found: str, wanted: str) -> ManifestError:
     """Make the error that names the command which the bundle is for."""
     hint = f"use llama-export {COMMANDS[found]}" if found in COMMANDS else "upgrade llama-export"
+    if (found, wanted) == ("text-generation", "feature-extraction"):
+        hint += ", or export with --hidden-states last"
     return ManifestError(f"{folder}: the bundle's task is {found}, needs {wanted}", hint)

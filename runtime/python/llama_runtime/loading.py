@@ -1,0 +1,74 @@
+"""How ONNX Runtime loads a bundle's graphs; ``session`` alone imports it, and hands it in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llama_runtime.cache import cache_names
+from llama_runtime.errors import SessionError
+from llama_runtime.manifest import EMBEDS, Manifest
+
+FED_INPUTS = ("input_ids", EMBEDS, "attention_mask", "position_ids")
+LOG_ERRORS_ONLY = 3
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def load_embedding(onnxruntime: Any, folder: Path, manifest: Manifest, options: Any) -> Any:
+    """Load the graph that looks embeddings up; None where there is none."""
+    if manifest.embed_tokens is None:
+        return None
+    path = folder / manifest.embed_tokens
+    return load_graph(onnxruntime, path, options, path, None)
+
+
+def load_graph(
+    onnxruntime: Any, model: Path | bytes, options: Any, path: Path, disabled: list[str] | None
+) -> Any:
+    """Load a graph, from a file or from memory; SessionError, which names ``path``, where it cannot be."""
+    try:
+        return onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
+    except Exception as error:  # ONNX Runtime's exceptions share no other base.
+        raise SessionError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+
+
+def session_options(onnxruntime: Any, folder: Path, manifest: Manifest, threads: int) -> Any:
+    """The options that FORMAT.md lists for a bundle."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = LOG_ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A memory pattern is kept for every input shape, and every decode has a new one.
+    options.enable_mem_pattern = False
+    # Spinning threads take the cores from whatever else runs on the machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if manifest.precision == "float32":
+        # The weights stay in the mapped file; packing would copy every one of them, for many seconds.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    data_folder = folder / manifest.model.external_data_folder
+    if data_folder.resolve() != (folder / manifest.model.path).parent.resolve():
+        options.add_session_config_entry(DATA_FOLDER, str(data_folder.resolve()))
+    return options
+
+
+def check_contract(path: Path, inference: Any, manifest: Manifest) -> None:
+    """Refuse a graph that is not the one the manifest describes, by SessionError."""
+    past, present = cache_names(manifest.cache) if manifest.cache else ([], [])
+    results = {*present, *(spec.name for spec in manifest.outputs)}
+    required = {spec.name for spec in inference.get_inputs()}
+    optional = {spec.name for spec in inference.get_overridable_initializers()}
+    outputs = {spec.name for spec in inference.get_outputs()}
+    declared = {spec.name for spec in manifest.inputs}
+    wrong = sorted((required ^ declared) | (required - {*FED_INPUTS, *past}) | (set(past) - required))
+    if wrong:
+        raise SessionError(f"{path}: inputs differ from the manifest's: {', '.join(wrong[:4])}")
+    missing = sorted(results - outputs) + sorted({spec.name for spec in manifest.optional_inputs} - optional)
+    if missing:
+        raise SessionError(f"{path}: the manifest names {', '.join(missing[:4])}, the graph does not")
+
+
+def first_line(error: Exception) -> str:
+    """What of an exception of ONNX Runtime a person can use."""
+    return str(error).strip().split("\n")[0]

@@ -37,10 +37,10 @@ LIBRARIES = {"model": {"torch"}}
 TOP = {
     "errors": set(),
     "progress": set(),
-    "recipe": {"model.attention", "model.config", "weights"},
+    "recipe": {"graph.contract", "model.attention", "model.config", "weights"},
     "show": set(),
     "plan": {"bundle.place", "checkpoint", "weights", "recipe", "show"},
-    "inspection": {"checkpoint", "weights", "llama_runtime.manifest"},
+    "inspection": {"checkpoint", "weights", "llama_runtime.extras", "llama_runtime.manifest"},
     "pipeline": {*ROOMS, "progress", "recipe", "plan", "llama_runtime"},
     "conversion": {*ROOMS, "progress", "pipeline"},
     "cli": {

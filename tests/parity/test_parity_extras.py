@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from parity_cases import PATHS, difference
 from tiny_checkpoints import CONFIGS, VARIANTS, transformers_model, write_checkpoint
 
+import llama_export
 import llama_runtime
 from llama_export import pipeline
+from llama_export.errors import ParityError
 from llama_export.graph.contract import Extras
 from llama_export.recipe import Recipe
 from llama_runtime.session import open_session
@@ -212,6 +215,36 @@ def test_other_runtimes_are_promised_only_what_they_can_open(made):
     names = {path.name for path in made.output.iterdir()}
     assert ("genai_config.json" in names) != made.recipe.inputs_embeds
     assert json.loads((made.output / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rung"),
+    [
+        ("hidden_states.1", "hidden_states.2", "hidden states"),
+        ("hidden_states.2", "hidden_states.3", "hidden states"),
+        ("attentions.0", "attentions.1", "attentions"),
+    ],
+)
+def test_outputs_that_are_exchanged_are_found(
+    graph_of, checkpoint_of, tmp_path, monkeypatch, first, second, rung
+):
+    def exchanged(config, path, extras):
+        model = graph_of(config, path, extras)
+        values = {value.name: value for value in model.graph.outputs}
+        values[first].name, values[second].name = second, first
+        return model
+
+    monkeypatch.setattr(pipeline, "build_graph", exchanged)
+    recipe = Recipe("eager", **EVERYTHING)
+    with pytest.raises(ParityError, match=rf"^{rung}: measured"):
+        pipeline.export(checkpoint_of("gqa"), tmp_path / "bundle", recipe=recipe)
+
+
+def test_beside_brings_the_second_graph_along(checkpoint_of, tmp_path):
+    folder = shutil.copytree(checkpoint_of("mha_tied"), tmp_path / "model")
+    pipeline.export(folder, recipe=Recipe("sdpa", "beside", hidden_states="last", **EMBEDS))
+    assert llama_runtime.selftest(folder, threads=1).ok
+    assert llama_export.verify(folder, folder).passed
 
 
 def test_the_default_graph_is_as_it_was(graph_of):

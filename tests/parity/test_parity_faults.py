@@ -301,8 +301,8 @@ def build_with(monkeypatch, graph_of):
     """Put a fault into every graph that the pipeline builds."""
 
     def patch(fault):
-        def build(config, path):
-            model = graph_of(config, path)
+        def build(config, path, extras):
+            model = graph_of(config, path, extras)
             fault(model, path)
             return model
 

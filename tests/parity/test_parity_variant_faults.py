@@ -74,8 +74,8 @@ FAULTS = {
 
 @pytest.mark.parametrize(("variant", "path", "fault", "rung"), FAULTS.values(), ids=FAULTS)
 def test_a_wrong_scaling_is_found(tmp_path, monkeypatch, graph_of, variant, path, fault, rung):
-    def build(config, path):
-        model = graph_of(config, path)
+    def build(config, path, extras):
+        model = graph_of(config, path, extras)
         fault(model, config, path)
         return model
 

@@ -200,7 +200,7 @@ def test_a_hub_snapshot_is_exported_like_its_files(talking, talking_bundle, tmp_
     snapshot = link_like_the_hub(talking, tmp_path / "hub")
     output = llama_export.export(snapshot, tmp_path / "out", recipe=UNVERIFIED).output
     assert not any(path.is_symlink() for path in output.rglob("*"))
-    assert sorted(files_in(output)) == sorted(files_in(talking_bundle))
+    assert files_in(output).keys() == files_in(talking_bundle).keys() - {"parity.html", "parity.json"}
 
 
 def test_chat_templates_travel(checkpoint, tmp_path):
@@ -315,8 +315,8 @@ def test_a_red_verification_publishes_nothing(checkpoint, tmp_path, monkeypatch)
     """A graph with another epsilon: it loads, runs and speaks, and is wrong."""
     build = pipeline.build_graph
 
-    def wrong(config, attention):
-        model = build(config, attention)
+    def wrong(*what):
+        model = build(*what)
         for node in model.graph:
             if "epsilon" in node.attributes:
                 node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.5)

@@ -22,7 +22,7 @@ ROOMS = {
     "tokenizer": {"checkpoint", "llama_runtime.vocabulary", "llama_runtime.errors"},
     "bundle": {
         *("checkpoint", "graph.contract", "model.attention", "model.config", "tokenizer", "weights"),
-        "llama_runtime.manifest",
+        *("interruption", "llama_runtime.manifest"),
     },
     "engine": {"graph.contract", "bundle", "progress", "llama_runtime.manifest"},
     # The design calls it verify/, which is the name of the function as well.
@@ -36,6 +36,7 @@ LIBRARIES = {"model": {"torch"}}
 # The modules beside the rooms: each may use the rooms and what stands before it.
 TOP = {
     "errors": set(),
+    "interruption": set(),
     "progress": set(),
     "recipe": {"graph.contract", "model.attention", "model.config", "weights"},
     "show": set(),
@@ -45,6 +46,7 @@ TOP = {
     "conversion": {*ROOMS, "progress", "pipeline"},
     "cli": {
         *ROOMS,
+        "interruption",
         "recipe",
         "plan",
         "inspection",

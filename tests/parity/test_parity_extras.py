@@ -97,10 +97,10 @@ def test_the_names_are_transformers_own(made):
 
 
 def test_the_ladder_measured_them(made):
-    measured = {rung.name: rung.measured for rung in made.result.report.rungs}
+    measured = {rung.name for rung in made.result.report.rungs if rung.measured is not None}
     assert made.result.report.passed
-    assert (measured["hidden states"] is not None) == (made.recipe.hidden_states is not None)
-    assert (measured["attentions"] is not None) == made.recipe.attentions
+    assert ("hidden states" in measured) == (made.recipe.hidden_states is not None)
+    assert ("attentions" in measured) == made.recipe.attentions
 
 
 @pytest.mark.parametrize("chunk_tokens", [512, 7])

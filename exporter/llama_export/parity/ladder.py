@@ -54,7 +54,8 @@ class Rung:
         name: As reports show it.
         quantity: What it measures, and which tolerance it is held to.
         measure: Takes the number.
-        left_out: Why it is not measured for this bundle; None where it is.
+        left_out: Why it is not measured for this bundle; None where it is, "" where the bundle has nothing
+            of the kind, which no report needs to mention.
         scene: What to feed to the graph to see the difference layer by layer.
     """
 
@@ -97,6 +98,8 @@ def climb(evidence: Evidence, ladder: Sequence[Rung] = LADDER) -> tuple[list[Out
     red: Rung | None = None
     for rung in ladder:
         left_out = rung.left_out(evidence)
+        if left_out == "":
+            continue
         if left_out is not None or red is not None:
             detail = left_out or f"{red.name if red else ''} is red"
             outcomes.append(_outcome(evidence, rung, None, detail, needed=left_out is None))

@@ -32,13 +32,13 @@ def measure_attentions(evidence: Evidence) -> Measurement:
 
 
 def no_hidden_states(evidence: Evidence) -> str | None:
-    """Why they are not measured."""
-    return None if hidden_state_names(evidence.manifest) else "the graph gives none"
+    """Nothing to say where the graph gives none."""
+    return None if hidden_state_names(evidence.manifest) else ""
 
 
 def no_attentions(evidence: Evidence) -> str | None:
-    """Why they are not measured."""
-    return None if attention_names(evidence.manifest) else "the graph gives none"
+    """Nothing to say where the graph gives none."""
+    return None if attention_names(evidence.manifest) else ""
 
 
 def _in_chunks(evidence: Evidence, names: list[str]) -> list[Outputs]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +16,20 @@ _SWITCH_INTERVAL_S = 2e-4
 def sharing_the_interpreter() -> Iterator[None]:
     """Let a thread that mostly waits for bytes run beside one that mostly runs Python.
 
-    The tracer would keep the interpreter for 5 ms whenever the stream asks for it, and PyTorch's idle
-    threads would spin on the core that the tracer needs: together they cost the export of a 1.1B
-    checkpoint a third of its time (benchmarks/LOG.md).
+    The tracer would keep the interpreter for 5 ms whenever the stream asks for it, PyTorch's idle threads
+    would spin on the core that the tracer needs, and the collector of cycles would walk again and again
+    what the tracer makes and keeps: together they cost the export of a 1.1B checkpoint more than a third
+    of its time (benchmarks/LOG.md).
     """
     interval, threads = sys.getswitchinterval(), torch.get_num_threads()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     torch.set_num_threads(1)
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
         sys.setswitchinterval(interval)
         torch.set_num_threads(threads)
+        if collecting:
+            gc.enable()

@@ -170,8 +170,9 @@ def _with_head(
 ) -> tuple[LlamaConfig, dict[str, Any], dict[str, LazyTensor]]:
     """Decide on the head; where an adapter brings it, it takes the place of the folder's own."""
     shapes = None if lent is None else {key: tensor.shape for key, tensor in lent.items()}
+    lent = lent or {}
     config = replace(config, head=parse_head(Fields(raw_config), tensors, task, shapes))
-    brought = {key: lent[key] for key in config.head_shapes() if key not in tensors and key in (lent or {})}
+    brought = {key: lent[key] for key in config.head_shapes() if key in lent and key not in tensors}
     if not brought:
         return config, raw_config, tensors
     for key, tensor in brought.items():

@@ -36,6 +36,20 @@ def write_adapter(base: Path, folder: Path, seed: int = 0, *, model: Any = None,
     return folder
 
 
+def write_soft_prompt(base: Path, folder: Path, seed: int = 0, **choices: Any) -> Path:
+    """Save a learned prompt for a checkpoint: embeddings, or with ``token_dim`` keys and values."""
+    import peft
+
+    kind = peft.PrefixTuningConfig if "token_dim" in choices else peft.PromptTuningConfig
+    torch.manual_seed(seed)
+    model = peft.get_peft_model(transformers_model(base), kind(task_type="CAUSAL_LM", **choices))
+    with torch.no_grad():
+        for value in (value for value in model.parameters() if value.requires_grad):
+            value.copy_(torch.randn_like(value))
+    model.save_pretrained(folder)
+    return folder
+
+
 def peft_logits(base: Path, adapters: list[Path], ids: torch.Tensor) -> torch.Tensor:
     """[B, T] ids -> [B, T, V] logits of the adapters beside their base, not merged; the last on top."""
     import peft

@@ -12,7 +12,7 @@ from llama_export.bundle.companions import copy_companions, token_ids, write_jso
 from llama_export.checkpoint import Checkpoint, open_merged
 from llama_export.checkpoint.fields import CONFIG_FILE
 from llama_export.checkpoint.folder import GENERATION_FILE
-from llama_export.errors import BundleError
+from llama_export.errors import BundleError, OptionError
 from llama_export.pipeline import check_tokenizer, refuse_nesting
 from llama_export.progress import byte_progress
 from llama_export.weights import write_weights
@@ -63,6 +63,11 @@ def convert(
     """
     start = time.monotonic()
     source, target = open_merged(Path(checkpoint), [Path(adapter) for adapter in adapters]), Path(output)
+    if source.soft_prompt is not None:
+        raise OptionError(
+            f"{source.soft_prompt.folder}: is a learned prompt, which is no part of any weight",
+            "export a bundle with llama-export onnx, or convert without this adapter",
+        )
     refuse_nesting(source.folder, target)
     if target.is_dir() and any(target.iterdir()):
         raise BundleError(f"{target}: exists, convert writes a new folder", "name another output")

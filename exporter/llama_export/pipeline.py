@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from llama_export.bundle import Stage, beside, build_manifest, check_target, place_file, write_companions
 from llama_export.bundle.chat_template import chat_templates
+from llama_export.bundle.companions import SOFT_PROMPT_FILE
 from llama_export.checkpoint import Checkpoint, open_merged
-from llama_export.errors import BundleError, ParityError
-from llama_export.graph.contract import Extras, check_extras, check_path
+from llama_export.errors import BundleError, OptionError, ParityError
+from llama_export.graph.contract import NO_EXTRAS, Extras, check_extras, check_path
 from llama_export.plan import new_bytes, notes
 from llama_export.progress import Advance, byte_progress
 from llama_export.recipe import Recipe
@@ -122,6 +123,7 @@ def prepare(
     source = open_merged(Path(checkpoint), recipe.adapters, recipe.task)
     check_path(source.config, recipe.attention)
     check_extras(source.config, recipe.attention, recipe.extras)
+    _check_soft_prompt(source, recipe)
     plan = plan_weights(source, recipe.weights, recipe.precision)
     if recipe.weights == "beside":
         target = beside.check(source, None if output is None else Path(output), force=force)
@@ -130,6 +132,22 @@ def prepare(
         refuse_nesting(source.folder, target)
         check_target(target, force=force)
     return check_tokenizer(source), plan, target
+
+
+def _check_soft_prompt(source: Checkpoint, recipe: Recipe) -> None:
+    """Refuse what a learned prompt cannot be combined with."""
+    if source.soft_prompt is None:
+        return
+    if recipe.weights == "beside":
+        raise OptionError(
+            "--weights beside adds nothing to the model, a learned prompt must be written",
+            "leave --weights out",
+        )
+    if recipe.extras != NO_EXTRAS:
+        raise OptionError(
+            "hidden states, attentions and embeddings are not given behind a learned prompt",
+            "export a bundle of its own for them, without the adapter",
+        )
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
@@ -172,6 +190,7 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
     else:
         write_companions(source, plan, recipe.attention, folder, recipe.extras)
 
+    _write_soft_prompt(source, folder)
     known = {
         (data_folder / location).relative_to(folder).as_posix(): d for location, d in data_digests.items()
     }
@@ -180,7 +199,7 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
         for path in sorted(folder.rglob("*"))
         if path.is_file() and (name := path.relative_to(folder).as_posix())
     }
-    sources = {source.source_name(path): d for path, d in source_digests.items()}
+    sources = {name: source_digests.get(path) or digest(path) for name, path in source.source_files.items()}
     sources[source.config_file.name] = digest(source.config_file)
     manifest = build_manifest(source, plan, recipe.attention, files, sources, recipe.extras)
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
@@ -209,6 +228,17 @@ def _with_weights(model: ir.Model, plan: WeightPlan) -> bytes:
     attach_weights(model, plan)
     content: bytes = ir.to_proto(model).SerializeToString()
     return content
+
+
+def _write_soft_prompt(source: Checkpoint, folder: Path) -> None:
+    if source.soft_prompt is None:
+        return
+    from safetensors.torch import save_file
+
+    from llama_export.parity.soft_prompt import soft_prompt_past, soft_prompt_tensors
+
+    past = soft_prompt_past(source.config, source.soft_prompt, lambda name: source.tensors[name].read())
+    save_file(soft_prompt_tensors(past), folder / SOFT_PROMPT_FILE)
 
 
 def _until(stop: Event, advance: Advance) -> Advance:

@@ -76,6 +76,12 @@ export function parseManifest(text) {
       "export with --weights copy or link",
     );
   }
+  if (manifest.soft_prompt) {
+    throw new PageError(
+      "the bundle has a learned prompt, this page would leave it out",
+      "export without the adapter that has it",
+    );
+  }
   if (manifest.embed_tokens) {
     throw new PageError("the bundle takes embeddings, this page feeds token ids", "export without --inputs-embeds");
   }

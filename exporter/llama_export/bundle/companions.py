@@ -15,6 +15,8 @@ from llama_export.tokenizer import open_source, write_tokenizer_files
 from llama_export.tokenizer.files import WRITTEN
 from llama_export.weights import WeightPlan
 
+SOFT_PROMPT_FILE = "soft_prompt.safetensors"
+
 
 def write_companions(
     checkpoint: Checkpoint,
@@ -34,7 +36,7 @@ def write_companions(
     """
     copy_companions(checkpoint, folder)
     write_json(folder / "config.json", _config(checkpoint, plan))
-    if checkpoint.config.generates and not extras.inputs_embeds:
+    if checkpoint.config.generates and not extras.inputs_embeds and checkpoint.soft_prompt is None:
         write_json(folder / "genai_config.json", genai_config(checkpoint, plan, path))
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import llama_runtime.manifest as schema
 from llama_export.bundle.beside import BESIDE_JSON
 from llama_export.bundle.chat_template import chat_templates
-from llama_export.bundle.companions import token_ids
+from llama_export.bundle.companions import SOFT_PROMPT_FILE, token_ids
 from llama_export.checkpoint import Checkpoint
 from llama_export.graph import contract
 from llama_export.model.attention import AttentionPath
@@ -38,6 +38,7 @@ def build_manifest(
         extras: What the graph takes and gives besides the default.
     """
     config, tokenizer = checkpoint.config, open_source(checkpoint)
+    learned = checkpoint.soft_prompt.positions if checkpoint.soft_prompt else 0
     folder = "." if plan.mode == "beside" else "onnx"
     return schema.Manifest(
         created_with={name: version(name) for name in ("llama-export", "torch", "onnx", "onnx-ir")},
@@ -54,7 +55,8 @@ def build_manifest(
         outputs=_specs(contract.outputs(config, extras)),
         cache=_cache(config, path) if config.generates else None,
         classification=_classification(config),
-        limits=schema.Limits(config.context_length, config.vocab_size),
+        soft_prompt=schema.SoftPrompt(SOFT_PROMPT_FILE, learned) if learned else None,
+        limits=schema.Limits(config.context_length - learned, config.vocab_size),
         rope=_rope(config.rope),
         tokens=tokens(checkpoint, tokenizer),
         tokenizer=tokenizer_file(tokenizer, beside=plan.mode == "beside"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from llama_export.checkpoint.adapter import merge_adapter, open_merged
 from llama_export.checkpoint.finite import nonfinite
 from llama_export.checkpoint.folder import Checkpoint, open_checkpoint
+from llama_export.checkpoint.soft_prompt import SoftPrompt
 from llama_export.checkpoint.tensor import ComputedTensor, LazyTensor, Read, StoredTensor
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ComputedTensor",
     "LazyTensor",
     "Read",
+    "SoftPrompt",
     "StoredTensor",
     "merge_adapter",
     "nonfinite",

@@ -14,8 +14,9 @@ from llama_export.checkpoint.head import HEAD_PREFIXES, canonical_name
 from llama_export.checkpoint.json_file import resolve_file, shown, shown_name
 from llama_export.checkpoint.lora import Factors, merge_embedding, merge_linear
 from llama_export.checkpoint.safetensors import read_header
+from llama_export.checkpoint.soft_prompt import is_soft_prompt, read_soft_prompt
 from llama_export.checkpoint.tensor import LazyTensor, StoredTensor, widen
-from llama_export.errors import CheckpointError
+from llama_export.errors import CheckpointError, OptionError
 from llama_export.model.config import Task
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -45,6 +46,8 @@ def open_merged(folder: Path, adapters: Sequence[Path] = (), task: Task | None =
         return open_checkpoint(folder, task)
     heads: dict[str, StoredTensor] = {}
     for adapter in adapters:
+        if is_soft_prompt(_folder(adapter)):
+            continue
         config, stored = _read(adapter)
         task = task or config.task
         heads |= {
@@ -52,14 +55,23 @@ def open_merged(folder: Path, adapters: Sequence[Path] = (), task: Task | None =
         }
     checkpoint = open_checkpoint(folder, task, heads)
     for adapter in adapters:
+        if checkpoint.soft_prompt is not None:
+            raise OptionError(
+                f"{adapter}: comes behind a learned prompt, which must be the last and the only one",
+                f"name {checkpoint.soft_prompt.folder} last",
+            )
         checkpoint = merge_adapter(checkpoint, adapter)
     return checkpoint
 
 
-def _read(folder: Path) -> tuple[AdapterConfig, dict[str, StoredTensor]]:
-    """An adapter's config and header."""
+def _folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder", f"name the folder that holds {CONFIG_FILE}")
+    return folder
+
+
+def _read(folder: Path) -> tuple[AdapterConfig, dict[str, StoredTensor]]:
+    """An adapter's config and header."""
     config = read_adapter_config(folder)
     stored = read_header(_weights_file(folder), ADAPTER_FILE)
     paths = (_path(key) for key in stored)
@@ -68,7 +80,7 @@ def _read(folder: Path) -> tuple[AdapterConfig, dict[str, StoredTensor]]:
 
 
 def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """Merge a LoRA adapter; nothing is read of it yet but its config and its header.
+    """Merge a LoRA adapter, or add a learned prompt; only its config and its header are read so far.
 
     Args:
         checkpoint: The base, perhaps with other adapters merged already.
@@ -76,14 +88,19 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
     Returns:
         The checkpoint as the adapter makes it, all of it in float32: a merge into narrower weights would
-        round away what was trained.
+        round away what was trained. With a learned prompt the weights stay as they are.
 
     Raises:
         CheckpointError: The adapter is damaged, incomplete, or for another base.
         ConfigError: It asks for something that could not be merged exactly.
+        OptionError: A learned prompt, and the base cannot have one.
     """
     if folder.resolve() in (other.resolve() for other in checkpoint.adapters):
         raise CheckpointError(f"{folder}: is named twice, an adapter can be merged once", "name it once")
+    if is_soft_prompt(_folder(folder)):
+        stored = read_header(_weights_file(folder), ADAPTER_FILE)
+        prompt = read_soft_prompt(folder, stored, checkpoint.config)
+        return dataclasses.replace(checkpoint, soft_prompt=prompt)
     config, stored = _read(folder)
     factors, whole = _sorted_out(stored, checkpoint)
     for module in (*factors, *whole):

@@ -121,18 +121,20 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     """
     raw = read_json_object(folder / CONFIG_FILE, CONFIG_FILE)
     if raw.get("peft_type") != "LORA":
-        raise _error(
+        raise config_error(
             raw, "peft_type", 'must be "LORA"', "only LoRA adapters, with or without DoRA, are merged"
         )
     for key, value in raw.items():
         # Features that are off are written as null, false or nothing; an unknown one that is on may change
         # what the adapter computes.
         if key not in _HARMLESS | _READ and value not in (None, False, [], {}, ""):
-            raise _error(raw, key, "is not honoured in a merge", _MERGE_FIRST)
+            raise config_error(raw, key, "is not honoured in a merge", _MERGE_FIRST)
     if not any(raw.get("init_lora_weights") is start for start in _PLAIN_STARTS[:3]) and (
         raw.get("init_lora_weights") not in _PLAIN_STARTS[3:]
     ):
-        raise _error(raw, "init_lora_weights", "which also changes the base model's weights", _MERGE_FIRST)
+        raise config_error(
+            raw, "init_lora_weights", "which also changes the base model's weights", _MERGE_FIRST
+        )
     return AdapterConfig(
         r=_integer(raw, "r"),
         lora_alpha=_number(raw, "lora_alpha", raw.get("lora_alpha")),
@@ -157,7 +159,7 @@ def head_task(raw: dict[str, Any]) -> Task | None:
     """
     kind = raw.get("task_type")
     if kind is not None and not isinstance(kind, str):
-        raise _error(raw, "task_type", "must be text")
+        raise config_error(raw, "task_type", "must be text")
     return None if kind is None else _HEAD_TASKS.get(kind)
 
 
@@ -174,7 +176,8 @@ def _by_pattern(patterns: dict[str, float], module: str, otherwise: float) -> fl
     return otherwise
 
 
-def _error(raw: dict[str, Any], key: str, allowed: str, hint: str = _DAMAGED) -> ConfigError:
+def config_error(raw: dict[str, Any], key: str, allowed: str, hint: str = _DAMAGED) -> ConfigError:
+    """Make the error that says what ``key`` is and what it must be."""
     got = "missing" if raw.get(key) is None else shown(raw[key])
     return ConfigError(f"{CONFIG_FILE}: {shown_name(key)} is {got}, {allowed}", hint)
 
@@ -182,13 +185,13 @@ def _error(raw: dict[str, Any], key: str, allowed: str, hint: str = _DAMAGED) ->
 def _integer(raw: dict[str, Any], key: str) -> int:
     value = raw.get(key)
     if type(value) is not int or not 1 <= value < 2**31:
-        raise _error(raw, key, "must be a positive integer")
+        raise config_error(raw, key, "must be a positive integer")
     return value
 
 
 def _number(raw: dict[str, Any], key: str, value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < 1e30:
-        raise _error(
+        raise config_error(
             raw, key, "must be positive numbers" if isinstance(raw[key], dict) else "must be positive"
         )
     return float(value)
@@ -197,7 +200,7 @@ def _number(raw: dict[str, Any], key: str, value: Any) -> float:
 def _flag(raw: dict[str, Any], key: str) -> bool:
     value = raw.get(key)
     if value is not None and type(value) is not bool:
-        raise _error(raw, key, "must be true or false")
+        raise config_error(raw, key, "must be true or false")
     return bool(value)
 
 
@@ -205,7 +208,7 @@ def _names(raw: dict[str, Any], key: str) -> tuple[str, ...]:
     value = raw.get(key)
     values = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
-        raise _error(raw, key, "must be names")
+        raise config_error(raw, key, "must be names")
     return tuple(values)
 
 
@@ -221,14 +224,14 @@ def _layers(raw: dict[str, Any]) -> tuple[int, ...]:
     value = raw.get("layers_to_transform")
     values = [value] if type(value) is int else [] if value is None else value
     if not isinstance(values, list) or not all(type(index) is int and index >= 0 for index in values):
-        raise _error(raw, "layers_to_transform", "must be numbers of layers")
+        raise config_error(raw, "layers_to_transform", "must be numbers of layers")
     return tuple(values)
 
 
 def _patterns(raw: dict[str, Any], key: str) -> dict[str, float]:
     value = raw.get(key) or {}
     if not isinstance(value, dict):
-        raise _error(raw, key, "must be an object")
+        raise config_error(raw, key, "must be an object")
     for pattern in value:
         _compiled(raw, key, pattern)
     return {pattern: _number(raw, key, number) for pattern, number in value.items()}
@@ -238,4 +241,4 @@ def _compiled(raw: dict[str, Any], key: str, pattern: str) -> None:
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError):
-        raise _error(raw, key, "must be names or a regular expression") from None
+        raise config_error(raw, key, "must be names or a regular expression") from None

@@ -19,6 +19,7 @@ from llama_export.checkpoint.json_file import read_json_object, reading, resolve
 from llama_export.checkpoint.meta import read_meta, shard_names
 from llama_export.checkpoint.params import PARAMS_FILE, special_ids
 from llama_export.checkpoint.shards import FORMATS, WeightFiles, find_weights, fit, read_tensors
+from llama_export.checkpoint.soft_prompt import SoftPrompt
 from llama_export.checkpoint.tensor import LazyTensor, StoredTensor
 from llama_export.errors import CheckpointError
 from llama_export.model.config import HeadConfig, LlamaConfig, Task
@@ -68,6 +69,7 @@ class Checkpoint:
         generation_config: ``generation_config.json``, empty where there is none.
         notes: What a person should know of how the folder was read, in sentences.
         adapters: Folders of the adapters that were merged, in order; their files end ``weight_files``.
+        soft_prompt: Learned positions in front of every text; its file is none of ``weight_files``.
     """
 
     folder: Path
@@ -81,11 +83,21 @@ class Checkpoint:
     generation_config: dict[str, Any]
     notes: tuple[str, ...] = ()
     adapters: tuple[Path, ...] = ()
+    soft_prompt: SoftPrompt | None = None
 
     def source_name(self, file: Path) -> str:
         """What the manifest calls one of ``weight_files``: adapters' files have one name in all folders."""
         position = self.weight_files.index(file) - len(self.weight_files) + len(self.adapters)
         return file.name if position < 0 else f"adapters/{position}/{file.name}"
+
+    @property
+    def source_files(self) -> dict[str, Path]:
+        """Every file that weights and learned positions are read from, by ``source_name``."""
+        files = {self.source_name(file): file for file in self.weight_files}
+        if self.soft_prompt is not None:
+            file = self.soft_prompt.tensor.file
+            files[f"adapters/{len(self.adapters)}/{file.name}"] = file
+        return files
 
 
 def open_checkpoint(

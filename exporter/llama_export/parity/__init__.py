@@ -7,4 +7,12 @@ from llama_export.parity.report import Outcome, Report
 from llama_export.parity.verification import verify_bundle
 from llama_export.parity.verify import verify
 
-__all__ = ["Outcome", "Report", "record", "report_files", "verify", "verify_bundle", "write_report"]
+__all__ = [
+    "Outcome",
+    "Report",
+    "record",
+    "report_files",
+    "verify",
+    "verify_bundle",
+    "write_report",
+]

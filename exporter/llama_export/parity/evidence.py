@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from llama_export.checkpoint import Checkpoint
 from llama_export.errors import OptionError
 from llama_export.graph.contract import ATTENTIONS, HIDDEN_STATES, LAST_HIDDEN_STATE
+from llama_export.model import LlamaConfig
 from llama_export.parity.candidate import Continuation, continue_greedily, prefill_in_chunks
 from llama_export.parity.debug_graph import DebugGraph
 from llama_export.parity.layers import compare_layers
@@ -29,9 +31,10 @@ from llama_export.parity.prompts import (
     random_tokens,
     workload,
 )
-from llama_export.parity.reference import WEIGHTS, Read, Watch, reference_logits
+from llama_export.parity.reference import WEIGHTS, Past, Read, Watch, reference_logits
 from llama_export.parity.report import LayerError, TensorDifference
 from llama_export.parity.scene import Row, Scene, play
+from llama_export.parity.soft_prompt import soft_prompt_past
 from llama_export.parity.stored_weights import stored_weights
 from llama_export.parity.tolerances import TOLERANCES, Quantity, Tolerance, rounding_of
 from llama_export.parity.weight_values import compare_weights
@@ -76,7 +79,7 @@ class Evidence:
         pool: ThreadPoolExecutor,
     ) -> None:
         self.folder, self.manifest, self.checkpoint = folder, manifest, checkpoint
-        self.config, self.quick, self.threads = checkpoint.config, quick, threads
+        self.config, self.quick, self.threads = _for_texts(checkpoint), quick, threads
         self.rounding = rounding_of(checkpoint.dtype, manifest.precision)
         tokenizer = None
         if manifest.tokenizer is not None:
@@ -203,7 +206,18 @@ class Evidence:
         if self.context:
             sequences, last = [*sequences, self.context], [*last, self._last]
             reads.append((len(self.context),))
-        return self.reference(self.read_stored, sequences, reads, last, "reference")
+        # The batch is fed to the graph itself, without a learned prompt.
+        pasts = [self.past] * len(sequences)
+        if not self.quick:
+            first = len(self.continued)
+            pasts[first : first + len(self.prompts)] = [None] * len(self.prompts)
+        return self.reference(self.read_stored, sequences, reads, last, "reference", pasts=pasts)
+
+    @cached_property
+    def past(self) -> Past | None:
+        """What a learned prompt puts in front of every text; None where there is none."""
+        prompt = self.checkpoint.soft_prompt
+        return None if prompt is None else soft_prompt_past(self.checkpoint.config, prompt, self.read_source)
 
     def reference(
         self,
@@ -213,6 +227,7 @@ class Evidence:
         last: Sequence[int],
         title: str,
         watch: Watch | None = None,
+        pasts: Sequence[Past | None] | None = None,
     ) -> list[np.ndarray]:
         """The reference's logits, with progress: [N, V] for the last N tokens of each sequence."""
         total = sum(tensor.nbytes for tensor in self.stored.values())
@@ -223,7 +238,9 @@ class Evidence:
                 advance(tensor.nbytes)
                 return tensor
 
-            found = reference_logits(self.config, reading, sequences, reads=reads, last=last, watch=watch)
+            found = reference_logits(
+                self.config, reading, sequences, reads=reads, last=last, watch=watch, pasts=pasts
+            )
             return [logits.numpy() for logits in found]
 
     @cached_property
@@ -250,9 +267,8 @@ class Evidence:
         """[T, V] logits of the text: the candidate's, and the reference's with the unrounded weights."""
         cache = self.session.new_cache(capacity=len(self.text))
         got = self.session.prefill(np.array([self.text], np.int64), cache, all_logits=True)[0]
-        return got, self.reference(
-            self.read_source, [self.text], [[len(self.text)]], [len(self.text)], "unrounded"
-        )[0]
+        n, texts = len(self.text), [self.text]
+        return got, self.reference(self.read_source, texts, [[n]], [n], "unrounded", pasts=[self.past])[0]
 
     @property
     def wanted(self) -> list[np.ndarray]:
@@ -273,3 +289,11 @@ class Evidence:
     def scale(self) -> float:
         """The largest reference logit, which errors are fractions of."""
         return max(float(np.abs(logits).max()) for logits in self.wanted)
+
+
+def _for_texts(checkpoint: Checkpoint) -> LlamaConfig:
+    """The config with the positions that a learned prompt leaves to texts."""
+    prompt, config = checkpoint.soft_prompt, checkpoint.config
+    if prompt is None:
+        return config
+    return replace(config, max_position_embeddings=config.max_position_embeddings - prompt.positions)

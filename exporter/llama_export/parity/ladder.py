@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from llama_export.parity.evidence import Evidence
 from llama_export.parity.measurement import Measurement
 from llama_export.parity.report import Outcome
-from llama_export.parity.rungs import extras, first_layer, greedy, logits, rounding, tokenizer, weights
+from llama_export.parity.rungs import (
+    extras,
+    first_layer,
+    greedy,
+    logits,
+    rounding,
+    soft_prompt,
+    tokenizer,
+    weights,
+)
 from llama_export.parity.scene import Scene
 from llama_export.parity.tolerances import UNITS, Quantity
 
@@ -71,6 +80,7 @@ LADDER: tuple[Rung, ...] = (
     Rung("tokenizer", "texts", tokenizer.measure, tokenizer.left_out),
     Rung("attention", "layer", first_layer.measure_attention, scene=_prompt_scene),
     Rung("one layer", "layer", first_layer.measure_layer, scene=_prompt_scene),
+    Rung("learned prompt", "layer", soft_prompt.measure, soft_prompt.left_out),
     Rung("prefill", "logits", logits.measure_prefill, scene=_prompt_scene),
     Rung("decode", "logits", logits.measure_decode, scene=lambda e: e.continued_scene),
     Rung("chunked prefill", "logits", logits.measure_chunk, scene=lambda e: e.continued_scene),

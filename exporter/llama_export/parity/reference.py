@@ -39,6 +39,30 @@ WATCHED: tuple[tuple[str, str], ...] = (
 )
 
 
+Past = Sequence[tuple[Tensor, Tensor]]
+"""Keys and values of every layer, [1, K, P, D] each, that stand in front of a sequence."""
+
+
+@torch.no_grad()
+def reference_past(config: LlamaConfig, read: Read, embeddings: Tensor) -> Past:
+    """Compute the keys and values of positions that have embeddings and no tokens.
+
+    Args:
+        config: The architecture.
+        read: As for ``reference_hidden``.
+        embeddings: [P, hidden_size] float32.
+    """
+    positions = torch.arange(len(embeddings))[None]
+    step = make_step(torch.ones_like(positions), positions, inverse_frequencies(config), config)
+    hidden, past = embeddings, list[tuple[Tensor, Tensor]]()
+    for layer in _layers(config, read, config.num_hidden_layers):
+        cache = GrowingCache()
+        hidden = layer(hidden, step, cache)
+        past.append((cache.keys[0], cache.values[0]))
+        del layer
+    return past
+
+
 @torch.no_grad()
 def reference_hidden(
     config: LlamaConfig,
@@ -49,6 +73,7 @@ def reference_hidden(
     first_positions: Sequence[int] | None = None,
     layers: int | None = None,
     watch: Watch | None = None,
+    pasts: Sequence[Past | None] | None = None,
 ) -> list[Tensor]:
     """Compute the hidden states of whole sequences in one teacher-forced pass.
 
@@ -62,11 +87,13 @@ def reference_hidden(
         first_positions: Position of each sequence's first token; default 0.
         layers: How many layers to compute, from the first; default all.
         watch: Shown the intermediate tensors.
+        pasts: What stands in front of each sequence; default nothing.
 
     Returns:
         For each sequence of T tokens, [T, hidden_size] float32 behind the last layer computed.
     """
-    starts = first_positions or [0] * len(sequences)
+    pasts = pasts or [None] * len(sequences)
+    starts = first_positions or [past[0][0].shape[2] if past else 0 for past in pasts]
     embedding = read("model.embed_tokens.weight")
     hidden = [embedding[torch.tensor(ids)].float() for ids in sequences]  # [T, hidden_size] each
     del embedding
@@ -75,34 +102,45 @@ def reference_hidden(
             watch(index, "model.embed_tokens", states)
     inv_freq = inverse_frequencies(config)
     steps = []
-    for ids, runs, start in zip(sequences, reads or [[len(ids)] for ids in sequences], starts, strict=True):
+    reads = reads or [[len(ids)] for ids in sequences]
+    for ids, runs, start, past in zip(sequences, reads, starts, pasts, strict=True):
         positions = torch.arange(start, start + len(ids))[None]
         # Each token is rotated for the text as it was when the token was read.
         sizes = torch.tensor(runs)
         lengths = (start + sizes.cumsum(0)).repeat_interleave(sizes)[None]
-        steps.append(make_step(torch.ones_like(positions), positions, inv_freq, config, lengths))
+        visible = torch.ones(1, len(ids) + (start if past else 0), dtype=torch.int64)
+        steps.append(make_step(visible, positions, inv_freq, config, lengths))
     count = config.num_hidden_layers if layers is None else layers
-    names = [name for index in range(count) for name in config.layer_shapes(index)]
-    weights = _ahead(read, names)
-    for index in range(count):
-        with torch.device("meta"):
-            layer = DecoderLayer(config, 0, "eager")
+    for index, layer in enumerate(_layers(config, read, count)):
         prefix = f"model.layers.{index}."
-        state = {name.removeprefix(prefix): next(weights) for name in config.layer_shapes(index)}
-        layer.load_state_dict(state, assign=True)
-        for number, step in enumerate(steps):
+        for number, (step, past) in enumerate(zip(steps, pasts, strict=True)):
             handles = _hook(layer, prefix, number, watch) if watch is not None else []
             seen = list[Tensor]()
             if watch is not None:
                 layer.self_attn.attend = recording_attention(seen)
-            hidden[number] = layer(hidden[number], step, GrowingCache())
+            cache = GrowingCache(*([tensor] for tensor in past[index])) if past else GrowingCache()
+            hidden[number] = layer(hidden[number], step, cache)
             for handle in handles:
                 handle.remove()
             if watch is not None:
                 watch(number, prefix + WEIGHTS, seen[0][0].transpose(0, 1))
                 watch(number, prefix.removesuffix("."), hidden[number])
-        del layer, state
+        del layer
     return hidden
+
+
+def _layers(config: LlamaConfig, read: Read, count: int) -> Iterator[DecoderLayer]:
+    """The first layers in float32, one at a time."""
+    weights = _ahead(read, [name for index in range(count) for name in config.layer_shapes(index)])
+    for index in range(count):
+        with torch.device("meta"):
+            layer = DecoderLayer(config, 0, "eager")
+        names = config.layer_shapes(index)
+        state = {name.removeprefix(f"model.layers.{index}."): next(weights) for name in names}
+        layer.load_state_dict(state, assign=True)
+        del state
+        yield layer
+        del layer
 
 
 @torch.no_grad()
@@ -114,6 +152,7 @@ def reference_logits(
     reads: Sequence[Sequence[int]] | None = None,
     last: Sequence[int] | None = None,
     watch: Watch | None = None,
+    pasts: Sequence[Past | None] | None = None,
 ) -> list[Tensor]:
     """Compute the logits of whole sequences in one teacher-forced pass.
 
@@ -124,11 +163,12 @@ def reference_logits(
         reads: As for ``reference_hidden``.
         last: Of how many tokens, from each sequence's end, the logits are wanted; default all.
         watch: Shown the intermediate tensors.
+        pasts: As for ``reference_hidden``.
 
     Returns:
         For each sequence of T tokens, [T or last, V] float32.
     """
-    hidden = reference_hidden(config, read, sequences, reads=reads, watch=watch)
+    hidden = reference_hidden(config, read, sequences, reads=reads, watch=watch, pasts=pasts)
     norm = RMSNorm(config, "eager")
     norm.weight = nn.Parameter(read("model.norm.weight").float())
     head = read("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight").float()

@@ -47,6 +47,8 @@ def verify(
     manifest = read_manifest(bundle)
     task = cast(Task, manifest.task)
     source = None if checkpoint is None else open_merged(checkpoint, adapters, task)
+    if source is not None and manifest.soft_prompt is not None and source.soft_prompt is None:
+        raise OptionError(f"{bundle}: has a learned prompt, no adapter brings one", "name it with --adapter")
     check_bundle_hashes(bundle, manifest)
     if source is None:
         return _replay(bundle, start)
@@ -94,8 +96,8 @@ def _not_a_source(bundle: Path, manifest: Manifest, source: Checkpoint) -> str |
     """The first weight file that the bundle was not made from; None where all are its source."""
     digest_of = {entry.path: entry.sha256 for entry in manifest.source}
     proven = {entry.sha256 for entry in manifest.files}
-    for path in source.weight_files:
-        expected = digest_of.get(source.source_name(path))
+    for name, path in source.source_files.items():
+        expected = digest_of.get(name)
         # A linked data file has just been hashed: the same inode needs no second reading.
         if expected in proven and _is_linked(bundle, manifest, path):
             continue

@@ -94,7 +94,9 @@ class Batch:
         """
         shape, limits = generator.manifest.kv_cache, generator.manifest.limits
         self.row_tokens = limits.max_position_embeddings if row_tokens is None else row_tokens
-        row_bytes = self.row_tokens * position_bytes(shape)
+        learned = generator.manifest.soft_prompt
+        positions = self.row_tokens + (learned.positions if learned else 0)
+        row_bytes = positions * position_bytes(shape)
         self.rows = rows
         if max_cache_bytes is not None:
             self.rows = min(rows, max_cache_bytes // max(1, row_bytes))

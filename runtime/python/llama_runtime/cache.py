@@ -28,9 +28,11 @@ class KVCache:
         rows: B.
         capacity: C, the most positions a row may hold.
         length: P, the positions that are valid now; what lies behind them is never read.
+        offset: O, the positions in front of these that a learned prompt takes in every row; neither
+            capacity nor length counts them.
         in_place: Whether the graph writes into ``tensors`` or returns longer ones.
-        tensors: Key and value of layer 0, of layer 1, ...: NumPy arrays [B, K, C, D] in place,
-            OrtValues [B, K, P, D] when growing.
+        tensors: Key and value of layer 0, of layer 1, ...: NumPy arrays [B, K, O + C, D] in place,
+            OrtValues [B, K, O + P, D] when growing.
         step: What the last run had bound; the next run of the same shape uses it again.
     """
 
@@ -39,6 +41,7 @@ class KVCache:
     in_place: bool
     tensors: list[Any]
     length: int = 0
+    offset: int = 0
     step: Step | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -65,16 +68,16 @@ class KVCache:
         """Keep the first ``length`` positions; in place nothing moves: what lies behind is never read."""
         if not self.in_place:
             # Their own lengths, not ours: a run that was interrupted may have left longer ones.
-            self.tensors = [_first_positions(tensor, length) for tensor in self.tensors]
+            self.tensors = [_first_positions(tensor, self.offset + length) for tensor in self.tensors]
         self.length = length
 
     def enlarge(self, capacity: int) -> None:
         """Make room for ``capacity`` positions, keeping those that are valid."""
         if self.in_place:
-            smaller, self.tensors = self.tensors, []
+            smaller, self.tensors, valid = self.tensors, [], self.offset + self.length
             for old in smaller:
-                new = np.zeros((*old.shape[:2], capacity, old.shape[3]), old.dtype)
-                new[:, :, : self.length] = old[:, :, : self.length]
+                new = np.zeros((*old.shape[:2], self.offset + capacity, old.shape[3]), old.dtype)
+                new[:, :, :valid] = old[:, :, :valid]
                 self.tensors.append(new)
         self.capacity, self.step = capacity, None
 
@@ -84,7 +87,7 @@ class KVCache:
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Make row i what row ``rows[i]`` is now; another number of rows makes the cache anew."""
-        L = self.length
+        L = self.offset + self.length
         if self.in_place and len(rows) == self.rows:
             for tensor in self.tensors:
                 tensor[:, :, :L] = tensor[rows, :, :L]
@@ -99,18 +102,22 @@ class KVCache:
         self.rows, self.step = len(rows), None
 
 
-def empty_cache(shape: Cache, rows: int, capacity: int) -> KVCache:
-    """Make a cache without positions.
+def empty_cache(shape: Cache, rows: int, capacity: int, soft_prompt: Sequence[np.ndarray] = ()) -> KVCache:
+    """Make a cache without positions of a text.
 
     Args:
         shape: The manifest's ``cache``.
         rows: B.
         capacity: C; memory is allocated for all of it only in place, and touched as it fills.
+        soft_prompt: Keys and values that every row begins with, [K, O, D] each.
     """
-    length = capacity if shape.in_place else 0
+    offset = soft_prompt[0].shape[1] if soft_prompt else 0
+    length = offset + (capacity if shape.in_place else 0)
     dims = (rows, shape.num_key_value_heads, length, shape.head_dim)
     tensors = [np.zeros(dims, shape.dtype) for _ in range(2 * shape.num_hidden_layers)]
-    return KVCache(rows, capacity, shape.in_place, tensors)
+    for tensor, learned in zip(tensors, soft_prompt, strict=False):
+        tensor[:, :, :offset] = learned
+    return KVCache(rows, capacity, shape.in_place, tensors, offset=offset)
 
 
 def _first_positions(tensor: Any, length: int) -> Any:

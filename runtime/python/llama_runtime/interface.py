@@ -65,6 +65,18 @@ class Cache:
                 )
 
 
+@dataclass(frozen=True)
+class SoftPrompt:
+    """A learned prompt: the file of its keys and values, and how many positions it takes."""
+
+    path: str
+    positions: int
+
+    def __post_init__(self) -> None:
+        check_relative_path("path", self.path)
+        check_at_least(1, positions=self.positions)
+
+
 def check_relative_path(field: str, path: str) -> None:
     """Refuse a path that could leave the folder, or that means different files on different systems.
 

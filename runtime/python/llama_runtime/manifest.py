@@ -16,7 +16,7 @@ from typing import Any, Literal
 from llama_runtime import strict_json
 from llama_runtime.errors import ManifestError
 from llama_runtime.integrity import check_hashes, check_structure
-from llama_runtime.interface import Cache, Graph, TensorSpec, check_relative_path
+from llama_runtime.interface import Cache, Graph, SoftPrompt, TensorSpec, check_relative_path
 from llama_runtime.known import KnownAnswer, KnownOutput, OutputProbe, Probe, check_at_least
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "OutputProbe",
     "Probe",
     "Rope",
+    "SoftPrompt",
     "TensorSpec",
     "TokenizerFile",
     "Tokens",
@@ -157,6 +158,7 @@ class Manifest:
     outputs: tuple[TensorSpec, ...]
     embed_tokens: str | None = None
     cache: Cache | None
+    soft_prompt: SoftPrompt | None = None
     classification: Classification | None
     limits: Limits
     rope: Rope | None
@@ -203,6 +205,7 @@ class Manifest:
             check_relative_path("embed_tokens", self.embed_tokens)
         needed = [self.model.path] + ([self.tokenizer.path] if self.tokenizer else [])
         needed += [self.embed_tokens] if self.embed_tokens is not None else []
+        needed += [self.soft_prompt.path] if self.soft_prompt else []
         for path in needed:
             if path not in paths:
                 raise ValueError(f"files does not list {path!r}, which another field names")
@@ -213,6 +216,8 @@ class Manifest:
         if (self.cache is None) == (self.task == GENERATES):
             has = "none" if self.cache is None else "one"
             raise ValueError(f"cache: there is {has}, {GENERATES} alone has one and task is {self.task!r}")
+        if self.soft_prompt is not None and self.cache is None:
+            raise ValueError(f"soft_prompt is given, it stands in a cache and task is {self.task!r}")
         if (self.classification is None) == (self.task in CLASSIFIES):
             has = "null" if self.classification is None else "given"
             raise ValueError(f"classification is {has}, the tasks with labels are {' and '.join(CLASSIFIES)}")

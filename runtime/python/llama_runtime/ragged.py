@@ -1,6 +1,7 @@
 """Rows of unequal length in one cache, decoded together; a row may join or leave between two tokens.
 
-B rows, K kv heads, C capacity, D head_dim, W width: positions of the longest row. Two layouts, as the
+B rows, K kv heads, C capacity, D head_dim, W width: positions of the longest row. A learned prompt stands
+in front of each row and moves with it; no length counts it. Two layouts, as the
 graph's cache is: in place, rows begin together and nothing is ever padded; growing, rows end together
 behind a padding that the mask hides.
 """
@@ -94,12 +95,13 @@ class InPlaceRows:
 
     def _view(self, first: int, rows: int) -> KVCache:
         tensors = [tensor[first : first + rows] for tensor in self._buffer.tensors]
-        return KVCache(rows, self._buffer.capacity, True, tensors)
+        return KVCache(rows, self._buffer.capacity, True, tensors, offset=self._buffer.offset)
 
     def _move(self, source: int, target: int, length: int) -> None:
         if source != target:
+            end = self._buffer.offset + length
             for tensor in self._buffer.tensors:
-                tensor[target, :, :length] = tensor[source, :, :length]
+                tensor[target, :, :end] = tensor[source, :, :end]
 
 
 class GrowingRows:
@@ -137,19 +139,20 @@ class GrowingRows:
         return logits
 
     def _rows(self) -> list[list[np.ndarray]]:
-        """Each row's own positions, [1, K, L, D] for each tensor."""
-        arrays = self._cache.arrays() if self.lengths else []
+        """Each row's own positions, the learned prompt's included, for each tensor."""
+        arrays, offset = self._cache.arrays() if self.lengths else [], self._cache.offset
         return [
-            [array[i : i + 1, :, array.shape[2] - length :] for array in arrays]
+            [array[i : i + 1, :, array.shape[2] - offset - length :] for array in arrays]
             for i, length in enumerate(self.lengths)
         ]
 
     def _lay_out(self, rows: list[list[np.ndarray]]) -> None:
-        W, tensors = max(self.lengths), []
+        offset, tensors = self._cache.offset, []
+        W = offset + max(self.lengths)
         for parts in zip(*rows, strict=True):
             _, K, _, D = parts[0].shape
             tensor = np.zeros((len(parts), K, W, D), parts[0].dtype)
             for i, part in enumerate(parts):
                 tensor[i, :, W - part.shape[2] :] = part[0]
             tensors.append(tensor)
-        self._cache = KVCache(len(rows), self._capacity, False, tensors, W)
+        self._cache = KVCache(len(rows), self._capacity, False, tensors, W - offset, offset)

@@ -27,6 +27,7 @@ from llama_runtime.loading import (
     session_options,
 )
 from llama_runtime.manifest import EMBEDS, Manifest
+from llama_runtime.soft_prompt import read_soft_prompt
 from llama_runtime.step import Step, StepShape
 
 CHUNK_TOKENS = 512
@@ -39,13 +40,14 @@ class Session:
     that two threads use at once is refused.
     """
 
-    def __init__(self, inference: Any, manifest: Manifest, embedding: Any = None) -> None:
-        self._inference = inference
-        self._embedding = embedding
-        self.manifest = manifest
+    def __init__(
+        self, inference: Any, manifest: Manifest, embedding: Any = None, learned: Sequence[np.ndarray] = ()
+    ) -> None:
+        self._inference, self._embedding = inference, embedding
+        self.manifest, self.soft_prompt = manifest, learned
 
     def new_cache(self, *, capacity: int, rows: int = 1) -> KVCache:
-        """Make an empty cache.
+        """Make a cache that is empty but for the bundle's learned prompt, where it has one.
 
         Args:
             capacity: The most positions, prompt and new tokens together, that it will hold.
@@ -61,7 +63,7 @@ class Session:
         limit = self.manifest.limits.max_position_embeddings
         if capacity > limit:
             raise PromptError(f"a cache of {capacity} positions, the model has {limit}")
-        return empty_cache(self.manifest.kv_cache, rows, capacity)
+        return empty_cache(self.manifest.kv_cache, rows, capacity, self.soft_prompt)
 
     @overload
     def prefill(
@@ -286,6 +288,7 @@ def open_session(
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
+        ManifestError: The learned prompt's file is not what the manifest says.
         OptionError: ``threads`` below 1.
         SessionError: The graph cannot be loaded, or is not the one the manifest describes.
     """
@@ -300,7 +303,8 @@ def open_session(
     path = folder / manifest.model.path
     inference = load_graph(onnxruntime, path, options, path, None if widen_at_load else ["ConstantFolding"])
     check_contract(path, inference, manifest)
-    return Session(inference, manifest, load_embedding(onnxruntime, folder, manifest, options))
+    embedding = load_embedding(onnxruntime, folder, manifest, options)
+    return Session(inference, manifest, embedding, read_soft_prompt(folder, manifest))
 
 
 def open_graph(

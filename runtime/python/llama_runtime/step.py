@@ -60,7 +60,7 @@ class Step:
         self._tokens = np.zeros(shape_of(specs[tokens], B, T, 0), dtype)
         self._position_ids = np.zeros((B, T), np.int64)
         # Any [B, S] mask of ones is a prefix of this buffer.
-        self._ones = np.ones(B * cache.capacity, np.int64)
+        self._ones = np.ones(B * (cache.offset + cache.capacity), np.int64)
         self._mask = self._ones
         self._keep = np.array([shape.num_logits_to_keep], np.int64)
         self._rope_length = np.array([shape.rope_length], np.int64)
@@ -92,13 +92,14 @@ class Step:
         Returns:
             [B, N, V] float32, N the positions kept; overwritten by the next run.
         """
-        B, T, P = self.shape.rows, self.shape.tokens, cache.length
+        B, T, P = self.shape.rows, self.shape.tokens, cache.offset + cache.length
         self._tokens[...] = tokens
         self._bind_extras(P)
         if lengths is None:
             self._position_ids[...] = np.arange(P, P + T)
             self._binding.bind_input("attention_mask", *CPU, np.int64, (B, P + T), self._ones.ctypes.data)
         else:
+            lengths = cache.offset + lengths
             self._position_ids[...] = lengths[:, None]
             self._mask = ragged_mask(lengths + 1, None if cache.in_place else P + 1)
             self._bind_input("attention_mask", self._mask)

@@ -98,6 +98,8 @@ REFUSED_BY_BOTH = {
     "cache.head_dim is missing": _delete("cache", "head_dim"),
     "parity is missing": _delete("parity"),
     "embed_tokens is missing": _delete("embed_tokens"),
+    "soft_prompt is missing": _delete("soft_prompt"),
+    "soft_prompt.positions is 0": _set("soft_prompt", {"path": "onnx/model.onnx", "positions": 0}),
     'model.opset is "23", needs an integer': _set("model", "opset", "23"),
     "model.opset is true, needs an integer": _set("model", "opset", True),
     "model.opset is 0, needs at least 1": _set("model", "opset", 0),
@@ -128,6 +130,7 @@ REFUSED_BY_READER = {
     "embed_tokens is None, an input inputs_embeds": _set("inputs", 0, "name", "inputs_embeds"),
     "embed_tokens is 'onnx/model.onnx'": _set("embed_tokens", "onnx/model.onnx"),
     "files does not list 'onnx/x.onnx'": _set("embed_tokens", "onnx/x.onnx"),
+    "files does not list 'x.safetensors'": _set("soft_prompt", {"path": "x.safetensors", "positions": 1}),
     "add_bos needs one": _set("tokens", "bos_token_id", None),
     f"known_answers name id {V}": lambda d: d["known_answers"][0]["tokens"].append(V),
 }

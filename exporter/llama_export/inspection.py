@@ -72,6 +72,7 @@ def _inspect_bundle(folder: Path) -> dict[str, Any]:
         "attention": manifest.attention,
         "graph": asdict(manifest.model),
         "cache": manifest.cache and asdict(manifest.cache),
+        "soft_prompt": manifest.soft_prompt and asdict(manifest.soft_prompt),
         "hidden_states": hidden_state_names(manifest),
         "attentions": attention_names(manifest),
         "embed_tokens": manifest.embed_tokens,

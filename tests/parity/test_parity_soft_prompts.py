@@ -19,7 +19,7 @@ from talking_checkpoint import CONFIG, write_talking_checkpoint
 from tiny_checkpoints import VARIANTS, transformers_model, write_checkpoint
 
 import llama_runtime
-from llama_export import pipeline
+from llama_export import inspect, pipeline
 from llama_export.checkpoint import open_merged
 from llama_export.cli import main
 from llama_export.errors import CheckpointError, ConfigError, OptionError
@@ -167,6 +167,8 @@ def test_the_bundle_says_what_it_has(made, base):
     assert "adapters/0/adapter_model.safetensors" in {entry.path for entry in manifest.source}
     # Other runtimes would leave the prompt out without a word: genai finds nothing to open.
     assert not (made.output / "genai_config.json").exists()
+    assert any("5 learned positions stand in front" in note for note in made.result.notes)
+    assert inspect(made.output)["soft_prompt"] == {"path": "soft_prompt.safetensors", "positions": P}
     report = made.result.report
     assert report.passed
     rungs = {rung.name: rung for rung in report.rungs}

@@ -100,7 +100,11 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     if is_soft_prompt(_folder(folder)):
         stored = read_header(_weights_file(folder), ADAPTER_FILE)
         prompt = read_soft_prompt(folder, stored, checkpoint.config)
-        return dataclasses.replace(checkpoint, soft_prompt=prompt)
+        note = (
+            f"{prompt.positions} learned positions stand in front of every text; "
+            "other runtimes than ours run the model without them"
+        )
+        return dataclasses.replace(checkpoint, soft_prompt=prompt, notes=(*checkpoint.notes, note))
     config, stored = _read(folder)
     factors, whole = _sorted_out(stored, checkpoint)
     for module in (*factors, *whole):

@@ -200,6 +200,7 @@ NO_MANIFESTS = {
     manifest(task="fill-mask"): 'manifest.json: the bundle\'s task is "fill-mask"',
     manifest(weights="beside"): "the bundle's weights stay in its checkpoint's files",
     manifest(embed_tokens="onnx/embed_tokens.onnx"): "the bundle takes embeddings, this page feeds token ids",
+    manifest(soft_prompt={"path": "a", "positions": 1}): "the bundle has a learned prompt, this page would",
     manifest(limits={"vocab_size": 8}): "manifest.json: limits.max_position_embeddings is missing, needs int",
     manifest(precision=4): "manifest.json: precision is 4, needs string",
     manifest(model={"path": "../x"}): 'manifest.json: model.path is "../x", needs path',

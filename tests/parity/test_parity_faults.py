@@ -27,7 +27,8 @@ from llama_runtime.session import Session
 
 CONFIG = CONFIGS["gqa"]
 # Of a bundle that gives logits alone.
-RUNGS = tuple(rung.name for rung in LADDER if rung.name not in ("hidden states", "attentions"))
+EXTRAS = {"learned prompt", "hidden states", "attentions"}
+RUNGS = tuple(rung.name for rung in LADDER if rung.name not in EXTRAS)
 
 
 @pytest.fixture(scope="module")

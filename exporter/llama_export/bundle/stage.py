@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from types import TracebackType
 
@@ -23,7 +22,6 @@ except ImportError:  # no locks on Windows: an abandoned stage stays until someb
     fcntl = None  # type: ignore[assignment]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_REMOVALS = 100
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -166,11 +164,12 @@ class Stage:
 
     def _remove(self) -> None:
         """Remove the folder, and the parents that were made for it unless something else stands in them."""
-        for _ in range(_REMOVALS):  # another thread may just have written into it
-            shutil.rmtree(self.folder, ignore_errors=True)
-            if not self.folder.exists():
-                break
-            time.sleep(0.01)
+        # Under another name first: a thread that still writes into it finds nothing there.
+        gone = self.folder.with_name(self.folder.name + ".gone")
+        with contextlib.suppress(OSError):
+            self.folder.rename(gone)
+        for folder in (gone, self.folder):  # the second where a system does not rename what is open
+            shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             for folder in self._made:
                 folder.rmdir()

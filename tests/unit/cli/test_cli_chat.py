@@ -393,7 +393,9 @@ class Terminal:
 
 
 SESSION = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+# What runs the tests in the background of a shell has interrupts ignored, and a child inherits that.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """

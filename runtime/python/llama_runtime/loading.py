@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,15 @@ def check_contract(path: Path, inference: Any, manifest: Manifest) -> None:
     missing = sorted(results - outputs) + sorted({spec.name for spec in manifest.optional_inputs} - optional)
     if missing:
         raise SessionError(f"{path}: the manifest names {', '.join(missing[:4])}, the graph does not")
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Turn what ONNX Runtime raises while it runs a graph into a SessionError."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's exceptions share no other base.
+        raise SessionError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -21,9 +21,9 @@ from llama_runtime.feeding import check_lengths, check_tokens
 from llama_runtime.loading import (
     DATA_FOLDER,
     check_contract,
-    first_line,
     load_embedding,
     load_graph,
+    running,
     session_options,
 )
 from llama_runtime.manifest import EMBEDS, Manifest
@@ -210,10 +210,8 @@ class Session:
         """
         if self._embedding is None:
             raise OptionError("the graph takes token ids, not embeddings", "export with --inputs-embeds")
-        try:
+        with running():
             embedded: np.ndarray = self._embedding.run([EMBEDS], {"input_ids": token_ids})[0]
-        except Exception as error:  # ONNX Runtime's exceptions share no other base.
-            raise SessionError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
         return embedded
 
     def run(
@@ -233,10 +231,8 @@ class Session:
         if self._embedding is not None and "input_ids" in feeds:
             feeds = feeds | {EMBEDS: self.embed_tokens(feeds["input_ids"])}
             del feeds["input_ids"]
-        try:
+        with running():
             return dict(zip(names, self._inference.run(names, feeds), strict=True))
-        except Exception as error:  # ONNX Runtime's exceptions share no other base.
-            raise SessionError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
 
     def _prefill_rows(
         self, shape: StepShape, tokens: np.ndarray, cache: KVCache, chunk_tokens: int
@@ -267,10 +263,8 @@ class Session:
             cache.step = Step(self._inference, self.manifest, cache, shape)
         if self._embedding is not None and tokens.dtype == np.int64:
             tokens = self.embed_tokens(tokens)
-        try:
+        with running():
             logits = cache.step.run(tokens, cache, lengths)
-        except Exception as error:  # ONNX Runtime's exceptions share no other base.
-            raise SessionError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
         return {"logits": logits} | cache.step.extras
 
 
@@ -338,9 +332,7 @@ def open_graph(
         if embedding is not None:
             feeds = feeds | {EMBEDS: embedding.run([EMBEDS], {"input_ids": feeds["input_ids"]})[0]}
         taken = {name: array for name, array in feeds.items() if name in inputs}
-        try:
+        with running():
             return dict(zip(names, inference.run(names, taken), strict=True))
-        except Exception as error:  # ONNX Runtime's exceptions share no other base.
-            raise SessionError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
 
     return run

@@ -55,6 +55,7 @@ COLUMNS = {
         Column("prompt, tokens", "prompt_tokens", digits=0),
         Column("of them read", "read_tokens", digits=0),
     ),
+    "verification": (Column("seconds", "seconds"), PEAK),
     "tracing": (
         Column("build the graph, s", "trace_s", digits=2),
         Column("imports, s", "import_s", digits=2),
@@ -71,6 +72,7 @@ TITLES = {
     "chat": "Tenth turn of a chat with {shape} in float32, {threads} threads",
     "layouts": "Meta's own files, float16",
     "sparse": "Meta's own files, float16, all of them holes",
+    "verification": "Verifying a linked bundle of {shape}",
 }
 
 

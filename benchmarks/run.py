@@ -19,6 +19,7 @@ import machine
 import peers
 import speed
 import tracing
+import verification
 from checkpoints import SHAPES, make_checkpoint
 from environments import CACHE, InstallError
 from exports import Exports
@@ -26,7 +27,7 @@ from report import markdown
 from rounds import Outcome
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("tracing", "conversion", "speed", "batch", "chat", "layouts", "sparse")
+BENCHMARKS = ("tracing", "conversion", "speed", "batch", "chat", "layouts", "sparse", "verification")
 NEED_PEERS = {"conversion", "speed", "batch"}
 NEEDED_GB = 32
 
@@ -70,7 +71,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outcomes]:
-    """Prepare, then measure in this order: tracing, conversion, speed, batch, chat, layouts, sparse."""
+    """Prepare, then measure in the order of ``BENCHMARKS``."""
     shape, new_tokens = SHAPES[options.shape], 9 if options.quick else 65
     row_tokens = 4 if options.quick else 32
     busy_before = machine.busy_processes(3.0)
@@ -122,6 +123,8 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
         outcomes["layouts"] = layouts.bench(work, options.repeats, options.shape)
     if "sparse" in options.only:
         outcomes["sparse"] = layouts.bench_sparse(work, options.shape)
+    if "verification" in options.only:
+        outcomes["verification"] = verification.bench(work, shape, options.repeats)
     return results, outcomes
 
 

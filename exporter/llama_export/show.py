@@ -75,7 +75,8 @@ def report_lines(report: Report) -> list[str]:
     lines += [f"note: {note}" for note in report.notes]
     same = "equal to the reference" if report.reference else "as at export"
     verdict = same if report.passed else f"differs: {report.first_failure()}"
-    lines.append(f"{verdict}; {report.tokens_compared} greedy tokens in {report.seconds:.1f} s")
+    tokens = f"{report.tokens_compared} greedy tokens in " if report.tokens_compared else ""
+    lines.append(f"{verdict}; {tokens}{report.seconds:.1f} s")
     return lines if report.blame is None else [*lines, f"blame: {report.blame.sentence}"]
 
 
@@ -91,7 +92,7 @@ def exported_lines(exported: Exported) -> list[str]:
     if report is None:
         lines.append("parity    not verified")
     else:
-        worst = max(rung.measured or 0.0 for rung in report.rungs if rung.unit.startswith("largest logit"))
+        worst = max(rung.measured or 0.0 for rung in report.rungs if rung.unit.startswith("largest output"))
         proven = (
             f"outputs within {worst:.1e} of the largest"
             if report.known_outputs

@@ -12,6 +12,7 @@ from tiny_heads import ARCHITECTURES, write_head_checkpoint
 import llama_runtime
 from llama_export import pipeline
 from llama_export.model import ATTENTION_PATHS
+from llama_export.parity.ladder import HEAD_LADDER
 from llama_export.recipe import Recipe
 from llama_runtime.session import open_session
 
@@ -64,7 +65,8 @@ def test_it_is_what_transformers_saved(made):
     assert made.result.manifest.task == made.task
     assert made.result.manifest.cache is None
     assert made.result.report.passed
-    assert [rung.measured is not None for rung in made.result.report.rungs] == [True] * 4
+    measured = [rung.name for rung in made.result.report.rungs if rung.measured is not None]
+    assert measured == [rung.name for rung in HEAD_LADDER][:8]  # what follows is about rounding
 
 
 @pytest.mark.parametrize("left", [True, False])

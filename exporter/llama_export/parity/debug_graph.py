@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 
 from llama_export.parity.reference import WATCHED
+from llama_export.parity.report import layer_of
 from llama_export.parity.scene import Arrays, Run
 from llama_runtime.manifest import Manifest
 from llama_runtime.session import open_graph
@@ -78,13 +79,15 @@ class DebugGraph:
 
     def _find_tensors(self) -> dict[str, str]:
         found = {"model.embed_tokens": self._embedded()}
-        for index in range(self.manifest.kv_cache.num_hidden_layers):
+        layers = {layer for layer in map(layer_of, self._weights) if layer is not None}
+        for index in sorted(layers):
             for module, side in WATCHED:
                 key = f"model.layers.{index}.{module}"
                 label = key + (" input" if side == "input" else "")
                 found[label] = self._around(f"{key}.weight", side)
         found["model.norm"] = self._around("model.norm.weight", "output")
-        return {label: name for label, name in found.items() if name is not None} | {"lm_head": "logits"}
+        logits = {"lm_head": "logits"} if self.manifest.cache is not None else {}
+        return {label: name for label, name in found.items() if name is not None} | logits
 
     def _around(self, weight: str, side: str) -> str | None:
         """The value that goes into, or comes out of, the one node that uses a weight."""

@@ -7,8 +7,9 @@ what does not depend on the bundle's tokens runs beside what does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from llama_export.parity.layers import compare_layers
 from llama_export.parity.prompts import (
     DEFAULT_TEXTS,
     Workload,
+    choose_passages,
     choose_prompts,
     choose_text,
     random_tokens,
@@ -65,6 +67,8 @@ class Evidence:
         rounding: What the weights lost on their way: ``"exact"``, ``"float16"``, ...
         prompts: What the bundle is asked.
         workload: How much it is asked.
+        text: What the cost of rounding a language model is measured on.
+        passages: The same for a task head.
     """
 
     def __init__(
@@ -90,10 +94,11 @@ class Evidence:
         values = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
         self.workload: Workload = workload(self.config, values, len(self.prompts))
         self.text = choose_text(self.config, tokenizer, texts, self.workload.text_tokens)
+        self.passages = choose_passages(self.config, tokenizer, texts)
         self.stored = stored_weights(folder, manifest)
         self._weights: Future[list[TensorDifference]] = pool.submit(compare_weights, self.stored, checkpoint)
         self.session: Session = open_session(folder, manifest, threads=threads, widen_at_load=False)
-        self._batch: Future[list[np.ndarray]] | None = None if quick else pool.submit(self._play_batch)
+        self._batch: Future[list[Outputs]] | None = None if quick else pool.submit(self._play_batch)
 
     @property
     def tolerances(self) -> dict[Quantity, Tolerance]:
@@ -165,16 +170,19 @@ class Evidence:
         )
         return Scene(rows, (1,) * following)
 
-    def _play_batch(self) -> list[np.ndarray]:
-        """[N, V] logits of each row of the batch."""
-        rows = play(self.session.run, self.manifest, self.batch_scene(None))
-        return [row["logits"] for row in rows]
+    def _play_batch(self) -> list[Outputs]:
+        """The outputs of each row of the batch: first those padded in front, then those padded behind."""
+        return play(self.session.run, self.manifest, self.batch_scene(None))
+
+    def padded_rows(self, left: bool) -> list[Outputs]:
+        """The candidate's outputs for the rows padded on one side."""
+        assert self._batch is not None
+        rows, count = self._batch.result(), len(self.prompts)
+        return rows[:count] if left else rows[count:]
 
     def padded(self, left: bool) -> list[tuple[np.ndarray, np.ndarray]]:
         """Pairs of the candidate's and the reference's logits for the rows padded on one side."""
-        assert self._batch is not None
-        rows, count = self._batch.result(), len(self.prompts)
-        got = rows[:count] if left else rows[count:]
+        got = [row["logits"] for row in self.padded_rows(left)]
         return list(zip(got, self.wanted_rows, strict=True))
 
     @cached_property
@@ -230,6 +238,15 @@ class Evidence:
         pasts: Sequence[Past | None] | None = None,
     ) -> list[np.ndarray]:
         """The reference's logits, with progress: [N, V] for the last N tokens of each sequence."""
+        with self.reading(read, title) as shown:
+            found = reference_logits(
+                self.config, shown, sequences, reads=reads, last=last, watch=watch, pasts=pasts
+            )
+            return [logits.numpy() for logits in found]
+
+    @contextmanager
+    def reading(self, read: Read, title: str) -> Iterator[Read]:
+        """The same reading of weights, with progress."""
         total = sum(tensor.nbytes for tensor in self.stored.values())
         with byte_progress(title, total) as advance:
 
@@ -238,10 +255,7 @@ class Evidence:
                 advance(tensor.nbytes)
                 return tensor
 
-            found = reference_logits(
-                self.config, reading, sequences, reads=reads, last=last, watch=watch, pasts=pasts
-            )
-            return [logits.numpy() for logits in found]
+            yield reading
 
     @cached_property
     def wanted_extras(self) -> list[Outputs]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from llama_export.parity.evidence import Evidence
+from llama_export.parity.head_evidence import HeadEvidence
 from llama_export.parity.rungs.greedy import answers, measured_error
-from llama_runtime.manifest import KnownAnswer, Probe
+from llama_runtime.extras import Outputs
+from llama_runtime.manifest import KnownAnswer, KnownOutput, OutputProbe, Probe
 
 _PROBE_IDS = 8
+_OUTPUT_PROBES = 8
 
 
 def known_answers(evidence: Evidence) -> tuple[KnownAnswer, ...]:
@@ -45,4 +48,27 @@ def _probes(wanted: np.ndarray) -> tuple[Probe, ...]:
     for position in sorted({0, len(wanted) // 2, len(wanted) - 1}):
         ids = np.argsort(-wanted[position], kind="stable")[:_PROBE_IDS].tolist()
         probes.append(Probe(position, tuple(ids), tuple(float(wanted[position, i]) for i in ids)))
+    return tuple(probes)
+
+
+def known_outputs(evidence: HeadEvidence, worst: float) -> tuple[KnownOutput, ...]:
+    """A task head's texts, and the reference's numbers from all over each output.
+
+    Args:
+        evidence: With what the reference computed.
+        worst: By how much this device differed, as a fraction of the largest.
+    """
+    limit = worst + evidence.tolerances["logits"].limit
+    return tuple(
+        KnownOutput(prompt.text, prompt.tokens, _output_probes(wanted), limit * max(evidence.scales.values()))
+        for prompt, wanted in zip(evidence.prompts, evidence.wanted_outputs, strict=True)
+    )
+
+
+def _output_probes(wanted: Outputs) -> tuple[OutputProbe, ...]:
+    probes = []
+    for name, output in wanted.items():
+        places = np.unique(np.linspace(0, output.size - 1, _OUTPUT_PROBES).astype(int))
+        values = output.reshape(-1)[places]
+        probes.append(OutputProbe(name, tuple(places.tolist()), tuple(values.tolist())))
     return tuple(probes)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from llama_export.parity.evidence import Evidence
+from llama_export.parity.head_evidence import HeadEvidence
 from llama_export.parity.measurement import Measurement
 from llama_export.parity.report import Outcome
 from llama_export.parity.rungs import (
     extras,
     first_layer,
     greedy,
+    head_rounding,
+    heads,
     logits,
     rounding,
     soft_prompt,
@@ -26,6 +30,9 @@ from llama_export.parity.scene import Scene
 from llama_export.parity.tolerances import UNITS, Quantity
 
 LEFT_OUT = "left out by --quick"
+
+
+E = TypeVar("E", bound=Evidence)
 
 
 def _always(evidence: Evidence) -> None:
@@ -51,12 +58,28 @@ def _rounded(evidence: Evidence) -> str | None:
     return "the bundle stores the checkpoint's own values" if evidence.rounding == "exact" else None
 
 
+def _whole_text(evidence: HeadEvidence) -> str | None:
+    if evidence.quick or evidence.context:
+        return _in_full(evidence)
+    return "only for small models with a short context"
+
+
+def _rounded_choices(evidence: HeadEvidence) -> str | None:
+    unfit = head_rounding.no_distribution(evidence)
+    return _rounded(evidence) if unfit is None else unfit
+
+
+def _rounded_embeddings(evidence: HeadEvidence) -> str | None:
+    unfit = head_rounding.no_embedding(evidence)
+    return _rounded(evidence) if unfit is None else unfit
+
+
 def _prompt_scene(evidence: Evidence) -> Scene:
     return evidence.prompt_scene
 
 
 @dataclass(frozen=True)
-class Rung:
+class Rung(Generic[E]):
     """One step of the ladder.
 
     Attributes:
@@ -70,12 +93,12 @@ class Rung:
 
     name: str
     quantity: Quantity
-    measure: Callable[[Evidence], Measurement]
-    left_out: Callable[[Evidence], str | None] = _always
-    scene: Callable[[Evidence], Scene] | None = None
+    measure: Callable[[E], Measurement]
+    left_out: Callable[[E], str | None] = _always
+    scene: Callable[[E], Scene] | None = None
 
 
-LADDER: tuple[Rung, ...] = (
+LADDER: tuple[Rung[Evidence], ...] = (
     Rung("weights", "weights", weights.measure),
     Rung("tokenizer", "texts", tokenizer.measure, tokenizer.left_out),
     Rung("attention", "layer", first_layer.measure_attention, scene=_prompt_scene),
@@ -98,14 +121,30 @@ LADDER: tuple[Rung, ...] = (
 )
 
 
-def climb(evidence: Evidence, ladder: Sequence[Rung] = LADDER) -> tuple[list[Outcome], Rung | None]:
+HEAD_LADDER: tuple[Rung[HeadEvidence], ...] = (
+    Rung("weights", "weights", weights.measure),
+    Rung("tokenizer", "texts", tokenizer.measure, tokenizer.left_out),
+    Rung("attention", "layer", first_layer.measure_attention, scene=_prompt_scene),
+    Rung("one layer", "layer", first_layer.measure_layer, scene=_prompt_scene),
+    Rung("outputs", "logits", heads.measure_outputs, scene=_prompt_scene),
+    Rung("left-padded batch", "logits", heads.measure_left, _in_full, lambda e: e.batch_scene(True)),
+    Rung("right-padded batch", "logits", heads.measure_right, _in_full, lambda e: e.batch_scene(False)),
+    Rung("whole context", "logits", heads.measure_context, _whole_text),
+    Rung("rounded outputs", "rounding", head_rounding.measure_outputs, _rounded),
+    Rung("cosine", "cosine", head_rounding.measure_cosine, _rounded_embeddings),
+    Rung("KL divergence", "kl", head_rounding.measure_kl, _rounded_choices),
+    Rung("top-1 agreement", "labels", head_rounding.measure_top1, _rounded_choices),
+)
+
+
+def climb(evidence: E, ladder: Sequence[Rung[E]]) -> tuple[list[Outcome], Rung[E] | None]:
     """Measure rung after rung until one is red.
 
     Returns:
         An outcome for each rung, those above the red one not measured; and the red one.
     """
     outcomes: list[Outcome] = []
-    red: Rung | None = None
+    red: Rung[E] | None = None
     for rung in ladder:
         left_out = rung.left_out(evidence)
         if left_out == "":
@@ -122,7 +161,7 @@ def climb(evidence: Evidence, ladder: Sequence[Rung] = LADDER) -> tuple[list[Out
 
 
 def _outcome(
-    evidence: Evidence, rung: Rung, measured: float | None, detail: str, *, needed: bool = True
+    evidence: E, rung: Rung[E], measured: float | None, detail: str, *, needed: bool = True
 ) -> Outcome:
     # A rung that does not apply may have no entry in this bundle's column of the table.
     tolerance = evidence.tolerances.get(rung.quantity)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llama_export.model import LlamaConfig
 from llama_export.parity.debug_graph import DebugGraph
-from llama_export.parity.reference import Read, reference_hidden, reference_logits
+from llama_export.parity.reference import Read, reference_hidden, reference_logits, reference_outputs
 from llama_export.parity.report import LayerError, layer_of
 from llama_export.parity.scene import Scene, play
 
@@ -24,7 +24,8 @@ def compare_layers(
         read: The weights that the reference computes with.
         graph: The candidate.
         scene: What both read.
-        layers: How many layers, from the first; None is the whole model, norm and logits included.
+        layers: How many layers, from the first; None is the whole model, with the norm and a language
+            model's logits.
 
     Returns:
         One entry for each tensor that the graph shows, in the order of computation.
@@ -46,7 +47,9 @@ def _reference(
     def watch(row: int, name: str, values: Tensor) -> None:
         seen.setdefault(name, []).append(values.numpy().reshape(len(rows[row]), -1))
 
-    if layers is None:
+    if layers is None and not config.generates:
+        reference_outputs(config, read, rows, watch=watch)
+    elif layers is None:
         reference_logits(config, read, rows, reads=reads, watch=watch)
     else:
         starts = [scene.first_position] * len(rows)

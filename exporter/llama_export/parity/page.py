@@ -43,11 +43,12 @@ def page(report: Report, bundle: str) -> str:
     same = "equal to the reference" if report.reference else "as at export"
     verdict = same if report.passed else f"differs: {report.first_failure()}"
     mark = "ok" if report.passed else "red"
+    tokens = f"{report.tokens_compared} greedy tokens, {report.near_ties} near ties, "
     body = [
         f"<h1>Parity of {escape(bundle)}</h1>",
         f'<p class="{mark}"><b>{escape(verdict)}</b></p>',
         f'<p class="soft">Reference: {escape(report.reference or "the known answers of the bundle")}. '
-        f"{report.tokens_compared} greedy tokens, {report.near_ties} near ties, {report.seconds:.1f} s.</p>",
+        f"{tokens if report.tokens_compared else ''}{report.seconds:.1f} s.</p>",
         *(f"<p>{escape(note)}</p>" for note in report.notes),
         *([f'<p class="red">{escape(report.blame.sentence)}</p>'] if report.blame else []),
         _rungs(report.rungs),

@@ -28,6 +28,7 @@ always one who points to the tower and says nothing at all.
 """
 _RANDOM_LENGTHS = (11, 7)
 _RANDOM_TEXT_TOKENS = 128
+_RANDOM_PASSAGES = range(8, 20)
 _LARGE_PARAMETERS = 200_000_000
 
 
@@ -99,6 +100,17 @@ def choose_text(
         return random_tokens(config, min(_RANDOM_TEXT_TOKENS, limit))
     text = "\n".join(texts) if texts else DEFAULT_TEXT.replace("\n", " ").strip()
     return tuple(tokenizer.encode(text)[:limit])
+
+
+def choose_passages(
+    config: LlamaConfig, tokenizer: Tokenizer | None, texts: Sequence[str] | None
+) -> list[tuple[int, ...]]:
+    """Texts on which the cost of rounding a task head is measured: those given, or the lines of our own."""
+    limit = longest_prompt(config)
+    if tokenizer is None:
+        return [random_tokens(config, min(length, limit)) for length in _RANDOM_PASSAGES]
+    encoded = [tokenizer.encode(text)[:limit] for text in texts or DEFAULT_TEXT.splitlines()]
+    return [tuple(ids) for ids in encoded if ids]
 
 
 def random_tokens(config: LlamaConfig, count: int) -> tuple[int, ...]:

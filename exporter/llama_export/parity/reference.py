@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_export.model import GrowingCache, LlamaConfig, make_step
+from llama_export.graph import contract
+from llama_export.model import HEADS, GrowingCache, LlamaConfig, make_step
 from llama_export.model.attention import recording_attention
 from llama_export.model.layer import DecoderLayer, RMSNorm
 from llama_export.model.rope import inverse_frequencies
+from llama_runtime.extras import Outputs
 
 Read = Callable[[str], Tensor]
 """From a weight's name to its values, in any float dtype."""
@@ -169,8 +171,7 @@ def reference_logits(
         For each sequence of T tokens, [T or last, V] float32.
     """
     hidden = reference_hidden(config, read, sequences, reads=reads, watch=watch, pasts=pasts)
-    norm = RMSNorm(config, "eager")
-    norm.weight = nn.Parameter(read("model.norm.weight").float())
+    norm = _final_norm(config, read)
     head = read("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight").float()
     logits = []
     for number, states in enumerate(hidden):
@@ -180,6 +181,43 @@ def reference_logits(
             watch(number, "model.norm", normed)
             watch(number, "lm_head", logits[-1])
     return logits
+
+
+@torch.no_grad()
+def reference_outputs(
+    config: LlamaConfig, read: Read, rows: Sequence[Sequence[int]], *, watch: Watch | None = None
+) -> list[Outputs]:
+    """Compute what a task head gives for each text by itself.
+
+    Args:
+        config: The architecture, with its head.
+        read: As for ``reference_hidden``.
+        rows: Token ids.
+        watch: Shown the intermediate tensors.
+
+    Returns:
+        For each row of T tokens, output name to [T, ...] or [...].
+    """
+    hidden = reference_hidden(config, read, rows, watch=watch)
+    norm = _final_norm(config, read)
+    with torch.device("meta"):
+        head = HEADS[config.head.task](config)
+    head.load_state_dict({name: read(name).float() for name in config.head_shapes()}, assign=True)
+    found = []
+    for number, (tokens, states) in enumerate(zip(rows, hidden, strict=True)):
+        ids, normed = torch.tensor(tokens)[None], norm(states)
+        if watch is not None:
+            watch(number, "model.norm", normed)
+        outputs = head(normed[None], ids, torch.ones_like(ids))
+        named = zip(contract.outputs(config), outputs, strict=True)
+        found.append({spec.name: output[0].numpy() for spec, output in named})
+    return found
+
+
+def _final_norm(config: LlamaConfig, read: Read) -> RMSNorm:
+    norm = RMSNorm(config, "eager")
+    norm.weight = nn.Parameter(read("model.norm.weight").float())
+    return norm
 
 
 def _ahead(read: Read, names: Iterable[str]) -> Iterator[Tensor]:

@@ -54,7 +54,7 @@ def play(run: Run, manifest: Manifest, scene: Scene, outputs: Sequence[str] = ("
     Args:
         run: The graph: all inputs in, all outputs out.
         manifest: Names and shapes.
-        scene: What to feed.
+        scene: What to feed; one run alone where the graph has no cache.
         outputs: Which outputs to gather; each has one entry for each of the B * T tokens of a run.
 
     Returns:
@@ -101,7 +101,9 @@ def _empty(manifest: Manifest, rows: int, first_position: int) -> tuple[Arrays, 
     The flash graph reads no ``position_ids``: there, a token stands behind as many slots as its position,
     and a mask of zeros hides them.
     """
-    shape = manifest.kv_cache
+    if manifest.cache is None:
+        return {}, 0
+    shape = manifest.cache
     hidden = first_position if shape.in_place else 0
     cache = np.zeros((rows, shape.num_key_value_heads, hidden, shape.head_dim), shape.dtype)
     return dict.fromkeys(_pasts(manifest), cache), hidden

@@ -9,17 +9,31 @@ import torch
 
 from llama_export.weights.plan import PRECISIONS
 
-Quantity = Literal["texts", "weights", "layer", "logits", "tokens", "rounding", "kl", "top1", "perplexity"]
+Quantity = Literal[
+    "texts",
+    "weights",
+    "layer",
+    "logits",
+    "tokens",
+    "rounding",
+    "kl",
+    "top1",
+    "perplexity",
+    "labels",
+    "cosine",
+]
 UNITS: dict[Quantity, str] = {
     "texts": "texts with other ids than the checkpoint's tokenizer gives, or that come back otherwise",
     "weights": "stored values that are not the checkpoint's, rounded to the stored dtype",
     "layer": "largest difference, as a fraction of the reference's largest value",
-    "logits": "largest logit difference, as a fraction of the largest reference logit",
+    "logits": "largest output difference, as a fraction of the reference's largest",
     "tokens": "tokens that the reference would not have chosen, near ties apart",
-    "rounding": "largest logit difference from the unrounded checkpoint, as a fraction of its largest logit",
-    "kl": "mean Kullback-Leibler divergence from the unrounded checkpoint, in nats a token",
+    "rounding": "largest output difference from the unrounded checkpoint, as a fraction of its largest",
+    "kl": "mean Kullback-Leibler divergence from the unrounded checkpoint, in nats a token or a label",
     "top1": "share of tokens whose likeliest successor is another than the unrounded checkpoint's",
     "perplexity": "difference of the perplexity, as a fraction of the unrounded checkpoint's",
+    "labels": "share of labels, or of places of an answer, that are others than the unrounded checkpoint's",
+    "cosine": "1 less the cosine of an embedding and the unrounded checkpoint's, the worst",
 }
 
 
@@ -58,6 +72,8 @@ TOLERANCES: dict[tuple[str, str], dict[Quantity, Tolerance]] = {
         "kl": Tolerance(2e-4, _BITS16, 3e-5),
         "top1": Tolerance(2e-2, _BITS16 + ": one token in fifty", 0),
         "perplexity": Tolerance(1e-2, _BITS16, 4e-3),
+        "labels": Tolerance(9e-2, _BITS16 + ": of the dozen texts that are read, one", 0),
+        "cosine": Tolerance(1e-4, _BITS16, 1e-5),
     },
     ("bfloat16", "onnxruntime-cpu"): _COMPUTED
     | {
@@ -65,6 +81,8 @@ TOLERANCES: dict[tuple[str, str], dict[Quantity, Tolerance]] = {
         "kl": Tolerance(2e-3, _BITS8, 4e-4),
         "top1": Tolerance(1e-1, _BITS8, 4e-2),
         "perplexity": Tolerance(2e-2, _BITS8, 2e-3),
+        "labels": Tolerance(0.25, _BITS8 + ": of the dozen texts that are read, three", 2e-2),
+        "cosine": Tolerance(2e-3, _BITS8, 4e-4),
     },
 }
 """By what the weights lost on their way into the bundle, and by what runs it."""

@@ -19,7 +19,7 @@ from llama_export.graph.contract import NO_EXTRAS, Extras, check_extras, check_p
 from llama_export.plan import new_bytes, notes
 from llama_export.progress import Advance, byte_progress
 from llama_export.recipe import Recipe
-from llama_export.tokenizer import open_source
+from llama_export.tokenizer import open_source, why_not
 from llama_export.weights import FileDigest, WeightPlan, plan_weights, write_weights
 from llama_export.weights.side_by_side import sharing_the_interpreter
 from llama_runtime.manifest import MANIFEST_NAME, Manifest
@@ -131,7 +131,7 @@ def prepare(
         target = Path(output) if output is not None else default_output(source.folder)
         refuse_nesting(source.folder, target)
         check_target(target, force=force)
-    return check_tokenizer(source), plan, target
+    return _say_what_cpp_lacks(check_tokenizer(source)), plan, target
 
 
 def _check_soft_prompt(source: Checkpoint, recipe: Recipe) -> None:
@@ -155,6 +155,17 @@ def check_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
     chat_templates(checkpoint)
     tokenizer = open_source(checkpoint)
     return replace(checkpoint, notes=checkpoint.notes + (tokenizer.notes if tokenizer else ()))
+
+
+def _say_what_cpp_lacks(checkpoint: Checkpoint) -> Checkpoint:
+    tokenizer = open_source(checkpoint)
+    reason = why_not(tokenizer) if tokenizer else None
+    if reason is None:
+        return checkpoint
+    note = (
+        f"the C++ runtime takes token ids alone, the tokenizer is of a kind that it does not have: {reason}"
+    )
+    return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
 def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) -> tuple[Manifest, str]:

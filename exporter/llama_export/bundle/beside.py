@@ -5,17 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from llama_export.bundle.companions import write_flat_tokenizer
 from llama_export.bundle.stage import bundle_weights, fsync
 from llama_export.checkpoint import Checkpoint
 from llama_export.errors import BundleError, OptionError
 from llama_export.interruption import undo_if_killed
-from llama_export.tokenizer import open_source
+from llama_export.tokenizer import FLAT_FILE, open_source
 from llama_export.tokenizer.files import is_authors, write_json
 from llama_runtime.manifest import MANIFEST_NAME
 
 # The checkpoint's own tokenizer.json is never changed, so one that had to be made stands with the graph.
 BESIDE_JSON = "onnx/tokenizer.json"
-_OURS = ("onnx/model.onnx", "onnx/embed_tokens.onnx", BESIDE_JSON, "parity.json", "parity.html")
+_OURS = ("onnx/model.onnx", "onnx/embed_tokens.onnx", BESIDE_JSON, FLAT_FILE, "parity.json", "parity.html")
 
 
 def check(checkpoint: Checkpoint, output: Path | None, *, force: bool) -> Path:
@@ -63,6 +64,7 @@ def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
     tokenizer = open_source(checkpoint)
     if tokenizer is not None and not is_authors(tokenizer):
         write_json(tokenizer, folder / BESIDE_JSON)
+    write_flat_tokenizer(checkpoint, folder)
 
 
 def publish(stage: Path, folder: Path) -> None:

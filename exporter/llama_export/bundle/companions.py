@@ -11,7 +11,7 @@ from llama_export.checkpoint import Checkpoint
 from llama_export.errors import CheckpointError
 from llama_export.graph import contract
 from llama_export.model.attention import AttentionPath
-from llama_export.tokenizer import open_source, write_tokenizer_files
+from llama_export.tokenizer import FLAT_FILE, open_source, write_flat_file, write_tokenizer_files
 from llama_export.tokenizer.files import WRITTEN
 from llama_export.weights import WeightPlan
 
@@ -35,6 +35,7 @@ def write_companions(
         extras: Of a graph that takes embeddings, genai is told nothing: it feeds token ids.
     """
     copy_companions(checkpoint, folder)
+    write_flat_tokenizer(checkpoint, folder)
     write_json(folder / "config.json", _config(checkpoint, plan))
     if checkpoint.config.generates and not extras.inputs_embeds and checkpoint.soft_prompt is None:
         write_json(folder / "genai_config.json", genai_config(checkpoint, plan, path))
@@ -48,6 +49,13 @@ def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
     for source in checkpoint.companions:
         if source.name not in WRITTEN:
             shutil.copyfile(source, folder / source.name)
+
+
+def write_flat_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the C++ runtime's vocabulary, where the tokenizer is of a kind that it has."""
+    tokenizer = open_source(checkpoint)
+    if tokenizer is not None:
+        write_flat_file(tokenizer, folder / FLAT_FILE)
 
 
 def _config(checkpoint: Checkpoint, plan: WeightPlan) -> dict[str, Any]:

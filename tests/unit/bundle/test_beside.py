@@ -17,7 +17,10 @@ from llama_export.recipe import Recipe
 
 BESIDE = Recipe(weights="beside")
 UNVERIFIED = Recipe(weights="beside", verify=False)
-OURS = ["manifest.json", "onnx/model.onnx", "onnx/tokenizer.json", "parity.html", "parity.json"]
+OURS = [
+    *("manifest.json", "onnx/model.onnx", "onnx/tokenizer.json", "parity.html", "parity.json"),
+    "tokenizer.bin",
+]
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 

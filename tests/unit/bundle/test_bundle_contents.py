@@ -58,6 +58,7 @@ def test_layout(talking_bundle):
         "onnx/model.onnx_data",
         "parity.html",
         "parity.json",
+        "tokenizer.bin",
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",

@@ -1,4 +1,4 @@
-"""``tokenizer.bin`` says what ``tokenizer.json`` says, read here by a reader of its own, as FORMAT.md has it."""
+"""``tokenizer.bin`` says what ``tokenizer.json`` says, read here by a reader of its own after FORMAT.md."""
 
 from __future__ import annotations
 

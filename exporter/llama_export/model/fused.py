@@ -13,9 +13,61 @@ from llama_export.model.step import FusedStep
 
 
 def rotary_embedding(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Standard ``RotaryEmbedding`` (opset 23) of [B, H, T, D] by [B, T, D / 2] angles."""
-    rotated: Tensor = torch.onnx.ops.rotary_embedding(states, cos, sin)
-    return rotated
+    """Standard ``RotaryEmbedding`` (opset 23) of [B, H, T, D] by [B, T, D / 2] angles, in their dtype."""
+    rotated: Tensor = torch.onnx.ops.rotary_embedding(states.to(cos.dtype), cos, sin)
+    return rotated.to(states.dtype)
+
+
+class ScatteredCache:
+    """One layer's cache of a fixed capacity: written by index, read up to a bucket.
+
+    The one pattern that TensorRT turns into an update in place: ``TensorScatter`` (opset 24) directly on a
+    graph input, and a ``Slice`` whose end is a graph input too.
+
+    Args:
+        keys: [B, K, C, D], the graph's input.
+        values: [B, K, C, D].
+        write_indices: [B] int64: the slot of each row's first new token.
+        bucket: [1] int64: how many slots are read.
+        slots: The same number, as a dim.
+    """
+
+    def __init__(
+        self, keys: Tensor, values: Tensor, write_indices: Tensor, bucket: Tensor, slots: int
+    ) -> None:
+        self.keys, self.values = keys, values
+        self._write_indices, self._bucket, self._slots = write_indices, bucket, slots
+
+    @property
+    def length(self) -> int:
+        """Not known to a graph: its inputs say where the new tokens go."""
+        raise NotImplementedError
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [B, K, T, D] keys and values; return the bucket's slots, [B, K, bucket, D] each."""
+        self.keys, self.values = self._scatter(self.keys, keys), self._scatter(self.values, values)
+        return self._read(self.keys), self._read(self.values)
+
+    def _scatter(self, past: Tensor, new: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            "::TensorScatter",
+            (past, new, self._write_indices),
+            {"axis": 2, "mode": "linear"},
+            dtype=past.dtype,
+            shape=past.shape,
+            version=24,
+        )
+
+    def _read(self, cache: Tensor) -> Tensor:
+        first, axis = torch.zeros(1, dtype=torch.int64), torch.full((1,), 2, dtype=torch.int64)
+        B, K, _, D = cache.shape
+        return torch.onnx.ops.symbolic(
+            "::Slice",
+            (cache, first, self._bucket, axis),
+            dtype=cache.dtype,
+            shape=[B, K, self._slots, D],
+            version=13,
+        )
 
 
 def group_query_attention(

@@ -75,6 +75,19 @@ def angles(
     return cos_sin(position_ids, inv_freq, attention_factor(config))
 
 
+def visible_slots(slots: Tensor, position_ids: Tensor) -> Tensor:
+    """What the new tokens of unpadded rows see, where a slot's index is its token's position.
+
+    Args:
+        slots: [S] int64: indices of the slots that are read.
+        position_ids: [B, T] int64.
+
+    Returns:
+        [B, 1, T, S] bool.
+    """
+    return slots <= position_ids.unsqueeze(-1).unsqueeze(1)
+
+
 def text_lengths(position_ids: Tensor, at_least: Tensor | None = None) -> Tensor:
     """How long each row's text is: it ends with the last of the new tokens, if no more is to come.
 

@@ -1,6 +1,6 @@
 """Precision x attention path x head: what verification measured on the demo checkpoint and on awkward ones.
 
-python benchmarks/parity_table.py                      # every case: some ten minutes on 2 cores
+python benchmarks/parity_table.py                      # every case: a quarter of an hour on 2 cores
 python benchmarks/parity_table.py --precisions float16 --cases "demo"
 
 Leaves results/<date>-parity.json with every rung of every bundle, and .md with the table.
@@ -59,11 +59,12 @@ WORDS = {
 
 
 ABOUT = """\
-Each bundle was exported with `--weights copy --precision P` from float32 weights and verified. **Largest
-difference**: of any logit, output or intermediate tensor of the first layer, from the eager float32
-model on the weights that the bundle stores, as a fraction of the reference's largest value there. What
-follows is against the unrounded checkpoint, the worst of the three paths; a dash: nothing was rounded,
-or the head has nothing of the kind. Top-1: next tokens, labels, or places of an answer."""
+Each bundle was exported with `--weights copy --precision P` and verified; the demo from bfloat16
+weights, the others from float32. **Largest difference**: of any logit, output or intermediate tensor of
+the first layer, from the eager float32 model on the weights that the bundle stores, as a fraction of the
+reference's largest value there. What follows is against the unrounded checkpoint, the worst of the three
+paths; a dash: nothing was rounded, or the head has nothing of the kind. Top-1: next tokens, labels, or
+places of an answer."""
 
 
 @dataclass(frozen=True)

@@ -199,8 +199,36 @@ def test_it_embeds_and_generates(made):
         assert difference(vector, states[0, -1]) <= LIMIT
 
 
-def test_the_selftest_and_the_checker_are_satisfied(made):
-    assert llama_runtime.selftest(made.output, threads=1).ok
+def test_the_last_hidden_states_are_known_answers_too(made):
+    manifest = made.result.manifest
+    found = llama_runtime.selftest(made.output, threads=1)
+    assert found.ok
+    assert found.answers == len(manifest.known_answers) + len(manifest.known_outputs)
+    assert len(manifest.known_outputs) == (2 if made.recipe.hidden_states else 0)
+    for answer in manifest.known_outputs:
+        want = expected(made.oracle, input_ids=np.array([answer.token_ids]))["last_hidden_state"]
+        (probe,) = answer.probes
+        assert np.abs(want.ravel()[list(probe.indices)] - probe.values).max() <= LIMIT * np.abs(want).max()
+        # A number that is another turns the selftest red.
+        assert answer.tolerance <= 2 * LIMIT * np.abs(want).max()
+
+
+def test_a_hidden_state_that_differs_is_named(made, tmp_path):
+    if not made.recipe.hidden_states:
+        return
+    bundle = shutil.copytree(made.output, tmp_path / "bundle")
+    facts = json.loads((bundle / "manifest.json").read_text())
+    probe = facts["known_outputs"][1]["probes"][0]
+    probe["values"][3] += 3 * facts["known_outputs"][1]["tolerance"]
+    (bundle / "manifest.json").write_text(json.dumps(facts))
+    found = llama_runtime.selftest(bundle, threads=1)
+    assert not found.ok
+    assert {difference.what for difference in found.differences} == {probe["output"]}
+    index = len(facts["known_answers"]) + 1
+    assert str(found.differences[0]).startswith(f"answer {index} at index {probe['indices'][3]}: ")
+
+
+def test_the_graphs_satisfy_the_checker(made):
     for name in filter(None, (made.result.manifest.model.path, made.result.manifest.embed_tokens)):
         model = onnx.load(made.output / name, load_external_data=False)
         for tensor in model.graph.initializer:

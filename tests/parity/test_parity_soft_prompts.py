@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 from click.testing import CliRunner
+from graph_faults import sees_the_whole_chunk, upper_left_mask
 from parity_cases import difference
 from peft_adapters import write_adapter, write_soft_prompt
 from safetensors.numpy import load_file, save_file
@@ -159,6 +160,25 @@ def test_a_chat_keeps_it_through_turns_and_files(made, generator, tmp_path):
     assert difference(logits[0], peft_s(made, longer)[0, -1]) <= 1e-4
 
 
+def test_a_chat_that_no_longer_fits_says_what_peft_says(made, generator, tmp_path):
+    """Turn upon turn on one cache, the oldest dropped, saved and restored on the way."""
+    chat = llama_runtime.Conversation(generator, overflow="drop_oldest")
+    options = SamplingOptions(max_new_tokens=7, ignore_eos=True)
+    dropped = []
+    for turn in range(12):
+        if turn == 9:
+            chat.save(tmp_path / "chat")
+            chat = llama_runtime.Conversation(generator, overflow="drop_oldest")
+            chat.restore(tmp_path / "chat")
+        done = chat.send(f"a small red fox by the sea {turn}", options)
+        assert len(done.prompt_tokens) + 7 <= CONFIG.context_length - P
+        assert list(done.tokens) == greedy(made, list(done.prompt_tokens), 7)
+        dropped.append(chat.dropped_messages)
+    assert dropped[0] == 0
+    assert dropped[8] > 0
+    assert dropped[-1] > dropped[8]
+
+
 def test_the_bundle_says_what_it_has(made, base):
     manifest = made.result.manifest
     assert manifest.soft_prompt.positions == P
@@ -196,6 +216,25 @@ def test_verification_finds_a_prompt_that_was_changed(base, adapter_of, tmp_path
     save_file({name: array[:, 1:] for name, array in tensors.items()}, file)
     with pytest.raises(ManifestError, match=r"tensor 0 is float32 \[2, 4, 16\], needs finite float32 \[2, 5"):
         open_session(made.output, made.manifest)
+
+
+@pytest.mark.parametrize("fault", [upper_left_mask, sees_the_whole_chunk])
+def test_a_fault_that_only_a_past_shows_is_blamed_on_the_layer(
+    base, adapter_of, tmp_path, monkeypatch, graph_of, fault
+):
+    """Behind a learned prompt even the first run of a graph has a past."""
+
+    def build(config, path, extras):
+        model = graph_of(config, path, extras)
+        fault(model, path)
+        return model
+
+    monkeypatch.setattr(pipeline, "build_graph", build)
+    recipe = Recipe("sdpa", adapters=(adapter_of["prefix tuning"],), verify=False)
+    made = pipeline.export(base, tmp_path / "out", recipe=recipe)
+    report = verify_bundle(made.output, open_merged(base, recipe.adapters))
+    assert report.first_failure().startswith("attention: measured ")
+    assert report.blame.tensor == "model.layers.0.self_attn.o_proj input"
 
 
 @pytest.mark.parametrize("precision", ["bfloat16"])

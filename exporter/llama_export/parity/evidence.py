@@ -143,14 +143,14 @@ class Evidence:
     @property
     def prompt_scene(self) -> Scene:
         """The first prompt, read in one go."""
-        return Scene((Row(self.prompts[0].tokens),))
+        return Scene((Row(self.prompts[0].tokens),), past=self.past)
 
     @property
     def continued_scene(self) -> Scene:
         """The first continuation: its prompt, its tokens one at a time, its chunk."""
         found = self.continued[0]
         row = Row(found.prompt, found.sequence[len(found.prompt) :])
-        return Scene((row,), (*(1 for _ in found.tokens[1:]), len(found.chunk)))
+        return Scene((row,), (*(1 for _ in found.tokens[1:]), len(found.chunk)), past=self.past)
 
     @staticmethod
     def _more(tokens: tuple[int, ...], count: int) -> tuple[int, ...]:
@@ -214,7 +214,7 @@ class Evidence:
         if self.context:
             sequences, last = [*sequences, self.context], [*last, self._last]
             reads.append((len(self.context),))
-        # The batch is fed to the graph itself, without a learned prompt.
+        # The batch is fed to the graph itself, as other runtimes do: without a learned prompt.
         pasts = [self.past] * len(sequences)
         if not self.quick:
             first = len(self.continued)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from llama_export.parity.evidence import Evidence
-from llama_export.parity.head_evidence import HeadEvidence
 from llama_export.parity.rungs.greedy import answers, measured_error
 from llama_runtime.extras import Outputs
 from llama_runtime.manifest import KnownAnswer, KnownOutput, OutputProbe, Probe
@@ -51,17 +52,19 @@ def _probes(wanted: np.ndarray) -> tuple[Probe, ...]:
     return tuple(probes)
 
 
-def known_outputs(evidence: HeadEvidence, worst: float) -> tuple[KnownOutput, ...]:
-    """A task head's texts, and the reference's numbers from all over each output.
+def known_outputs(evidence: Evidence, wanted: Sequence[Outputs], worst: float) -> tuple[KnownOutput, ...]:
+    """Each prompt's text, and the reference's numbers from all over its outputs.
 
     Args:
-        evidence: With what the reference computed.
+        evidence: With the prompts.
+        wanted: What the reference computed for each.
         worst: By how much this device differed, as a fraction of the largest.
     """
-    limit = worst + evidence.tolerances["logits"].limit
+    scale = max(float(np.abs(output).max()) for row in wanted for output in row.values())
+    limit = (worst + evidence.tolerances["logits"].limit) * scale
     return tuple(
-        KnownOutput(prompt.text, prompt.tokens, _output_probes(wanted), limit * max(evidence.scales.values()))
-        for prompt, wanted in zip(evidence.prompts, evidence.wanted_outputs, strict=True)
+        KnownOutput(prompt.text, prompt.tokens, _output_probes(outputs), limit)
+        for prompt, outputs in zip(evidence.prompts, wanted, strict=True)
     )
 
 

@@ -42,6 +42,7 @@ def _reference(
     """For every tensor, [N, ...] of each row."""
     rows = [row.tokens for row in scene.rows]
     reads = [(len(row.first), *scene.steps) for row in scene.rows]
+    pasts = [scene.past] * len(rows)
     seen: dict[str, list[np.ndarray]] = {}
 
     def watch(row: int, name: str, values: Tensor) -> None:
@@ -50,10 +51,17 @@ def _reference(
     if layers is None and not config.generates:
         reference_outputs(config, read, rows, watch=watch)
     elif layers is None:
-        reference_logits(config, read, rows, reads=reads, watch=watch)
+        reference_logits(config, read, rows, reads=reads, watch=watch, pasts=pasts)
     else:
-        starts = [scene.first_position] * len(rows)
-        reference_hidden(config, read, rows, reads=reads, first_positions=starts, layers=layers, watch=watch)
+        starts = None if scene.past else [scene.first_position] * len(rows)
+        reference_hidden(
+            *(config, read, rows),
+            reads=reads,
+            first_positions=starts,
+            layers=layers,
+            watch=watch,
+            pasts=pasts,
+        )
     return seen
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html import escape
 
 from llama_export.parity import plots
-from llama_export.parity.report import Outcome, Report
+from llama_export.parity.report import Outcome, Report, TensorDifference
 
 _SHOWN_TENSORS = 30
 _STYLE = """
@@ -18,7 +18,7 @@ background:var(--paper);max-width:60rem;margin:0 auto;padding:1rem}h1{font-size:
 font-size:1.05rem;margin:2rem 0 .3rem}p{margin:.3rem 0}.soft{color:var(--soft)}.ok{color:var(--ok)}.red{
 color:var(--red)}table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;
 padding:.35rem .6rem .35rem 0;border-bottom:1px solid var(--rule)}td.n{text-align:right;
-font-variant-numeric:tabular-nums;white-space:nowrap}.scroll{overflow-x:auto}svg{width:100%;height:auto;
+font-variant-numeric:tabular-nums;white-space:nowrap}svg{width:100%;height:auto;
 display:block}svg text{font-size:11px;fill:var(--soft)}.grid{stroke:var(--rule)}line.limit{
 stroke:var(--red);stroke-dasharray:5 4}svg text.limit{fill:var(--red)}.line{fill:none;stroke-width:1.2}
 .line.s0{stroke:var(--a)}.line.s1{stroke:var(--b)}.line.s2{stroke:var(--c)}.line.s3{stroke:var(--d)}
@@ -26,7 +26,7 @@ stroke:var(--red);stroke-dasharray:5 4}svg text.limit{fill:var(--red)}.line{fill
 fill:var(--red)}rect.same{fill:var(--ok)}rect.other{fill:var(--red)}rect.bar{fill:var(--a);opacity:.35}
 @media(max-width:40rem){table,tbody,tr,td{display:block}tr.head{display:none}tr{
 border-bottom:1px solid var(--rule);padding:.4rem 0}td{border:0;padding:0}td.n{display:inline;
-text-align:left;margin-right:.7rem}}
+text-align:left;margin-right:.7rem}td:empty{display:none}svg.wide text{font-size:17px}}
 """
 
 
@@ -110,11 +110,16 @@ def _drawn(report: Report) -> Iterator[str]:
         ]
         yield "<h2>Greedy tokens</h2><p>One square a token: the same, or another.</p>" + plots.cells(rows)
     if data.logits:
-        yield "<h2>Logits</h2><p>Candidate over reference.</p>" + plots.scatter(data.logits)
+        drawn = "Logits, or what the head gives: candidate over reference."
+        yield f"<h2>Outputs</h2><p>{drawn}</p>" + plots.scatter(data.logits)
     if data.tensors:
         worst = sorted(data.tensors, key=lambda t: (-t.differing, -t.largest))[:_SHOWN_TENSORS]
-        named = [(f"{t.name}, {t.differing:,} of {t.values:,} wrong", t.largest) for t in worst]
+        named = [(t.name + _wrong(t), t.largest) for t in worst]
         yield (
             "<h2>Weights by tensor</h2><p>Largest difference from the unrounded checkpoint.</p>"
-            + plots.bars(named, "")
+            + plots.bars(named)
         )
+
+
+def _wrong(tensor: TensorDifference) -> str:
+    return f", {tensor.differing:,} of {tensor.values:,} wrong" if tensor.differing else ""

@@ -8,6 +8,7 @@ from html import escape
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 240, 56, 28, 10
 _LEAST = 1e-10
+_CELLS = 32  # side by side: more would be too small on a narrow screen
 
 
 def log_chart(
@@ -83,18 +84,19 @@ def scatter(points: Sequence[tuple[float, float]]) -> str:
 
 def cells(rows: Sequence[Sequence[tuple[str, str]]]) -> str:
     """Rows of small squares, each with a class and what it says when the pointer rests on it."""
-    longest, side = max(len(row) for row in rows), 14
-    marks = [
-        f'<rect class="{kind}" x="{i * side + 1}" y="{number * side + 1}" '
-        f'width="{side - 2}" height="{side - 2}">'
-        f"<title>{escape(title)}</title></rect>"
-        for number, row in enumerate(rows)
-        for i, (kind, title) in enumerate(row)
-    ]
-    return _svg(side * len(rows), marks, width=side * max(longest, 16))
+    side, top, marks = 14, 0, list[str]()
+    for row in rows:
+        for i, (kind, title) in enumerate(row):
+            x, y = i % _CELLS * side + 1, top + i // _CELLS * side + 1
+            marks.append(
+                f'<rect class="{kind}" x="{x}" y="{y}" width="{side - 2}" height="{side - 2}">'
+                f"<title>{escape(title)}</title></rect>"
+            )
+        top += math.ceil(len(row) / _CELLS) * side + side // 2
+    return _svg(top, marks, width=side * _CELLS)
 
 
-def bars(named: Sequence[tuple[str, float]], unit: str) -> str:
+def bars(named: Sequence[tuple[str, float]]) -> str:
     """One horizontal bar for each name."""
     line, most = 20, max([value for _, value in named if math.isfinite(value)] or [1.0]) or 1.0
     marks = []
@@ -104,11 +106,12 @@ def bars(named: Sequence[tuple[str, float]], unit: str) -> str:
         marks.append(
             f'<rect class="bar" x="0" y="{y + 2}" width="{share * _WIDTH:.1f}" height="{line - 4}"/>'
         )
-        marks.append(f'<text x="6" y="{y + 14}">{escape(name)}: {value:.3g} {unit}</text>')
+        marks.append(f'<text x="6" y="{y + 14}">{escape(name)}: {value:.3g}</text>')
     return _svg(line * len(named), marks)
 
 
 def _svg(height: float, marks: Sequence[str], width: float = _WIDTH) -> str:
-    return (
-        f'<svg viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img">{"".join(marks)}</svg>'
-    )
+    # The text of what must shrink on a narrow screen is larger there.
+    kind = ' class="wide"' if width == _WIDTH else ""
+    shape = f'viewBox="0 0 {width} {height}" style="max-width:{width}px"'
+    return f'<svg{kind} {shape} role="img">{"".join(marks)}</svg>'

@@ -113,7 +113,9 @@ def reference_hidden(
         visible = torch.ones(1, len(ids) + (start if past else 0), dtype=torch.int64)
         steps.append(make_step(visible, positions, inv_freq, config, lengths))
     count = config.num_hidden_layers if layers is None else layers
-    for index, layer in enumerate(_layers(config, read, count)):
+    built = _layers(config, read, count)
+    for index in range(count):
+        layer = next(built)  # enumerate() would hold it until the next one is built
         prefix = f"model.layers.{index}."
         for number, (step, past) in enumerate(zip(steps, pasts, strict=True)):
             handles = _hook(layer, prefix, number, watch) if watch is not None else []

@@ -145,7 +145,7 @@ class Report:
         blame: Where candidate and reference part, when a rung is red.
         plots: Samples for the page.
         notes: What a reader must know of this verification besides.
-        known_outputs: For a task head, texts and some of the reference's numbers.
+        known_outputs: Texts and some of the reference's numbers: a task head's, or the last hidden states.
     """
 
     rungs: tuple[Outcome, ...]

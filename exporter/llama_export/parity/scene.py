@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llama_export.parity.reference import Past
 from llama_runtime.manifest import Manifest
 
 Arrays = dict[str, np.ndarray]
@@ -41,11 +42,13 @@ class Scene:
         rows: The batch.
         steps: How many of the following tokens each run after the first reads.
         first_position: Where the first token stands; in front of it are hidden slots of the cache.
+        past: A learned prompt's keys and values in front of every row, first_position being 0; default none.
     """
 
     rows: tuple[Row, ...]
     steps: tuple[int, ...] = ()
     first_position: int = 0
+    past: Past | None = None
 
 
 def play(run: Run, manifest: Manifest, scene: Scene, outputs: Sequence[str] = ("logits",)) -> list[Arrays]:
@@ -65,8 +68,8 @@ def play(run: Run, manifest: Manifest, scene: Scene, outputs: Sequence[str] = ("
     for index, row in enumerate(scene.rows):
         real = slice(T - len(row.first), T) if row.left else slice(0, len(row.first))
         ids[index, real], mask[index, real] = row.first, 1
-    past, hidden = _empty(manifest, len(scene.rows), scene.first_position)
-    seen = np.concatenate((np.zeros((len(scene.rows), hidden), np.int64), mask), axis=1)
+    past, front = _start(manifest, scene)
+    seen = np.concatenate((front, mask), axis=1)
     gathered: list[dict[str, list[np.ndarray]]] = [{name: [] for name in outputs} for _ in scene.rows]
     done = 0
     for step in (0, *scene.steps):
@@ -95,18 +98,23 @@ def _pasts(manifest: Manifest) -> Mapping[str, str]:
     }
 
 
-def _empty(manifest: Manifest, rows: int, first_position: int) -> tuple[Arrays, int]:
-    """A cache without tokens, and how many hidden slots it has.
+def _start(manifest: Manifest, scene: Scene) -> tuple[Arrays, np.ndarray]:
+    """A cache without tokens, and the mask of the slots that it has: hidden ones, or a learned prompt's.
 
     The flash graph reads no ``position_ids``: there, a token stands behind as many slots as its position,
     and a mask of zeros hides them.
     """
-    if manifest.cache is None:
-        return {}, 0
-    shape = manifest.cache
-    hidden = first_position if shape.in_place else 0
+    rows, shape = len(scene.rows), manifest.cache
+    if shape is None:
+        return {}, np.zeros((rows, 0), np.int64)
+    if scene.past is not None:
+        tensors = [tensor.numpy().repeat(rows, axis=0) for layer in scene.past for tensor in layer]
+        return dict(zip(_pasts(manifest), tensors, strict=True)), np.ones(
+            (rows, tensors[0].shape[2]), np.int64
+        )
+    hidden = scene.first_position if shape.in_place else 0
     cache = np.zeros((rows, shape.num_key_value_heads, hidden, shape.head_dim), shape.dtype)
-    return dict.fromkeys(_pasts(manifest), cache), hidden
+    return dict.fromkeys(_pasts(manifest), cache), np.zeros((rows, hidden), np.int64)
 
 
 def _presents(manifest: Manifest, results: Arrays) -> Arrays:

@@ -55,6 +55,7 @@ class Tolerance:
 _SUMS = "the same weights, float32 sums in another order"
 _BITS16 = "weights rounded to float16's 11 significant bits"
 _BITS8 = "weights rounded to bfloat16's 8 significant bits"
+_TIES = "; a model with random weights hesitates often"
 
 # What every precision owes: it is compared with the reference on the weights that it stores.
 _COMPUTED: dict[Quantity, Tolerance] = {
@@ -69,19 +70,19 @@ TOLERANCES: dict[tuple[str, str], dict[Quantity, Tolerance]] = {
     ("float16", "onnxruntime-cpu"): _COMPUTED
     | {
         "rounding": Tolerance(2e-2, _BITS16, 6e-3),
-        "kl": Tolerance(2e-4, _BITS16, 3e-5),
-        "top1": Tolerance(2e-2, _BITS16 + ": one token in fifty", 0),
-        "perplexity": Tolerance(1e-2, _BITS16, 4e-3),
-        "labels": Tolerance(9e-2, _BITS16 + ": of the dozen texts that are read, one", 0),
+        "kl": Tolerance(2e-4, _BITS16, 4e-5),
+        "top1": Tolerance(0.15, _BITS16 + _TIES, 4e-2),
+        "perplexity": Tolerance(2e-2, _BITS16, 4e-3),
+        "labels": Tolerance(0.17, _BITS16 + ": two texts of the dozen", 0),
         "cosine": Tolerance(1e-4, _BITS16, 1e-5),
     },
     ("bfloat16", "onnxruntime-cpu"): _COMPUTED
     | {
-        "rounding": Tolerance(1e-1, _BITS8, 4e-2),
-        "kl": Tolerance(2e-3, _BITS8, 4e-4),
-        "top1": Tolerance(1e-1, _BITS8, 4e-2),
-        "perplexity": Tolerance(2e-2, _BITS8, 2e-3),
-        "labels": Tolerance(0.25, _BITS8 + ": of the dozen texts that are read, three", 2e-2),
+        "rounding": Tolerance(2e-1, _BITS8, 5e-2),
+        "kl": Tolerance(1e-2, _BITS8, 2e-3),
+        "top1": Tolerance(0.15, _BITS8 + _TIES, 4e-2),
+        "perplexity": Tolerance(2e-2, _BITS8, 5e-3),
+        "labels": Tolerance(0.25, _BITS8 + _TIES, 5e-2),
         "cosine": Tolerance(2e-3, _BITS8, 4e-4),
     },
 }

@@ -16,9 +16,10 @@ from llama_export.parity.evidence import Evidence
 from llama_export.parity.head_evidence import HeadEvidence
 from llama_export.parity.known_answers import known_answers, known_outputs, near_ties
 from llama_export.parity.ladder import HEAD_LADDER, LADDER, E, Rung, climb
-from llama_export.parity.report import Blame, LayerError, Plots, Report
+from llama_export.parity.report import Blame, LayerError, Outcome, Plots, Report
 from llama_export.parity.rungs.greedy import answers, choices, measured_error
-from llama_runtime.manifest import check_structure, read_manifest
+from llama_runtime.extras import hidden_state_names
+from llama_runtime.manifest import KnownOutput, check_structure, read_manifest
 
 _SCATTER_POINTS = 400
 # Comparing files and running the padded batch, beside the caller.
@@ -88,10 +89,20 @@ def _verify_text(evidence: Evidence) -> Report:
         tokens_compared=sum(map(len, found)),
         near_ties=ties,
         known_answers=known_answers(evidence) if red is None else (),
+        known_outputs=_known_states(evidence, outcomes) if red is None else (),
         seconds=0.0,
         blame=None if red is None else _blame(evidence, red, layers),
         plots=_plots(evidence, layers, found, computed=computed),
     )
+
+
+def _known_states(evidence: Evidence, outcomes: list[Outcome]) -> tuple[KnownOutput, ...]:
+    """The last hidden states, where a language model's bundle gives any."""
+    names = hidden_state_names(evidence.manifest)[-1:]
+    if not names:
+        return ()
+    worst = next(outcome.measured or 0.0 for outcome in outcomes if outcome.name == "hidden states")
+    return known_outputs(evidence, [{n: row[n] for n in names} for row in evidence.wanted_extras], worst)
 
 
 def _verify_head(evidence: HeadEvidence) -> Report:
@@ -105,7 +116,7 @@ def _verify_head(evidence: HeadEvidence) -> Report:
         tokens_compared=0,
         near_ties=0,
         known_answers=(),
-        known_outputs=known_outputs(evidence, worst) if red is None else (),
+        known_outputs=known_outputs(evidence, evidence.wanted_outputs, worst) if red is None else (),
         seconds=0.0,
         blame=None if red is None else _blame(evidence, red, layers),
         plots=_head_plots(evidence, layers, computed=red is None or red.quantity == "logits"),

@@ -62,7 +62,7 @@ class OutputProbe:
 
 @dataclass(frozen=True)
 class KnownOutput:
-    """A text, and numbers that a task head gives for it; ``tolerance`` is absolute and holds for each."""
+    """A text, and some of the numbers of its outputs; ``tolerance`` is absolute and holds for each."""
 
     text: str | None
     token_ids: tuple[int, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from llama_runtime.errors import ManifestError, SelftestError
 from llama_runtime.generate import TASK, Generator, load
 from llama_runtime.manifest import KnownAnswer, KnownOutput, read_manifest
 from llama_runtime.sampling import greedy
+from llama_runtime.session import Session
 from llama_runtime.tasks.batch import run_padded
 from llama_runtime.tasks.opening import open_text_model
 
@@ -20,7 +22,7 @@ class Difference:
     """One thing that is not as the reference had it.
 
     Attributes:
-        answer: Which of the known answers, from 0.
+        answer: Which of the known answers, from 0; known outputs are counted behind them.
         position: Index into the answer's tokens, or into an output; None for the prompt's own tokens.
         what: "token", "logit" or "prompt", or the name of an output.
         expected: What the reference had: a token, a logit, or the prompt's tokens.
@@ -102,8 +104,10 @@ def selftest(path: str | Path, threads: int | None = None) -> SelftestReport:
     for index, answer in enumerate(answers):
         _compare_prompt(generator, index, answer, tally)
         _replay(generator, index, answer, tally)
+    known = generator.manifest.known_outputs
+    _compare_known_outputs(generator.session, known, len(answers), tally)
     return SelftestReport(
-        answers=len(answers),
+        answers=len(answers) + len(known),
         tokens=sum(len(answer.tokens) for answer in answers),
         near_ties_taken=tally.near_ties_taken,
         largest_logit_difference=max(tally.logit_differences, default=None),
@@ -112,24 +116,32 @@ def selftest(path: str | Path, threads: int | None = None) -> SelftestReport:
 
 
 def _selftest_outputs(path: str | Path, task: str, threads: int | None) -> SelftestReport:
-    """Replay a task head's known outputs, each text alone and all as one padded batch."""
+    """Replay a task head's known outputs."""
     model = open_text_model(path, task, threads)
     known = model.manifest.known_outputs
     if not known:
         raise ManifestError(f"{path}: the manifest has no known outputs", "export again with verification")
-    names = sorted({probe.output for answer in known for probe in answer.probes})
-    rows, tally = [answer.token_ids for answer in known], _Tally(0, [], [])
-    alone = [run_padded(model.session, [row], names)[0] for row in rows]
-    for found in (alone, run_padded(model.session, rows, names)):
-        for index, (answer, outputs) in enumerate(zip(known, found, strict=True)):
-            _compare_outputs(index, answer, outputs, tally)
+    tally = _Tally(0, [], [])
+    _compare_known_outputs(model.session, known, 0, tally)
     return SelftestReport(
         answers=len(known),
-        tokens=sum(map(len, rows)),
+        tokens=sum(len(answer.token_ids) for answer in known),
         near_ties_taken=0,
         largest_logit_difference=max(tally.logit_differences),
         differences=tuple(tally.differences),
     )
+
+
+def _compare_known_outputs(session: Session, known: Sequence[KnownOutput], first: int, tally: _Tally) -> None:
+    """Each text alone and all as one padded batch; the answers are counted from ``first``."""
+    if not known:
+        return
+    names = sorted({probe.output for answer in known for probe in answer.probes})
+    rows = [answer.token_ids for answer in known]
+    alone = [run_padded(session, [row], names)[0] for row in rows]
+    for found in (alone, run_padded(session, rows, names)):
+        for index, (answer, outputs) in enumerate(zip(known, found, strict=True), first):
+            _compare_outputs(index, answer, outputs, tally)
 
 
 def _compare_outputs(index: int, answer: KnownOutput, outputs: dict[str, np.ndarray], tally: _Tally) -> None:

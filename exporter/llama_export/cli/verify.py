@@ -22,7 +22,9 @@ from llama_export.show import report_lines
 )
 @click.option("--adapter", "adapters", type=FOLDER, multiple=True, help="As given when it was exported.")
 @click.option(
-    "--prompts", type=FOLDER, help="UTF-8 text file, one prompt a line, in place of the built-in ones."
+    "--prompts",
+    type=FOLDER,
+    help="UTF-8 text file, one prompt a line, in place of the built-in ones; the first 16 are read.",
 )
 @click.option("--quick", is_flag=True, help="Leave out padded batches and the whole context.")
 @click.option(

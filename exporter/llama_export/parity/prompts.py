@@ -26,6 +26,7 @@ Since then the people there say that a thing is on swallow's time when it is lat
 children learn it before they learn to count, and when a teacher asks why the homework is not done, there is
 always one who points to the tower and says nothing at all.
 """
+MOST_PROMPTS = 16  # of a long file, whose whole text would not fit into memory as logits
 _RANDOM_LENGTHS = (11, 7)
 _RANDOM_TEXT_TOKENS = 128
 _RANDOM_PASSAGES = range(8, 20)
@@ -84,10 +85,10 @@ def longest_prompt(config: LlamaConfig) -> int:
 def choose_prompts(
     config: LlamaConfig, tokenizer: Tokenizer | None, texts: Sequence[str] = DEFAULT_TEXTS
 ) -> list[Prompt]:
-    """Encode the texts, or draw ids from a fixed seed where there is no tokenizer."""
+    """Encode the first texts, or draw ids from a fixed seed where there is no tokenizer."""
     longest = longest_prompt(config)
     if tokenizer is not None:
-        encoded = [(text, tokenizer.encode(text)[:longest]) for text in texts]
+        encoded = [(text, tokenizer.encode(text)[:longest]) for text in texts[:MOST_PROMPTS]]
         return [Prompt(text, tuple(ids)) for text, ids in encoded if ids]
     return [Prompt(None, random_tokens(config, min(length, longest))) for length in _RANDOM_LENGTHS]
 
@@ -109,7 +110,8 @@ def choose_passages(
     limit = longest_prompt(config)
     if tokenizer is None:
         return [random_tokens(config, min(length, limit)) for length in _RANDOM_PASSAGES]
-    encoded = [tokenizer.encode(text)[:limit] for text in texts or DEFAULT_TEXT.splitlines()]
+    chosen = list(texts or DEFAULT_TEXT.splitlines())[:MOST_PROMPTS]
+    encoded = [tokenizer.encode(text)[:limit] for text in chosen]
     return [tuple(ids) for ids in encoded if ids]
 
 

@@ -16,6 +16,7 @@ from llama_export.parity.evidence import Evidence
 from llama_export.parity.head_evidence import HeadEvidence
 from llama_export.parity.known_answers import known_answers, known_outputs, near_ties
 from llama_export.parity.ladder import HEAD_LADDER, LADDER, E, Rung, climb
+from llama_export.parity.prompts import MOST_PROMPTS
 from llama_export.parity.report import Blame, LayerError, Outcome, Plots, Report
 from llama_export.parity.rungs.greedy import answers, choices, measured_error
 from llama_runtime.extras import hidden_state_names
@@ -42,7 +43,7 @@ def verify_bundle(
     Args:
         folder: The bundle, staged or published.
         checkpoint: What it was exported from.
-        texts: Prompts; the default ones where None.
+        texts: Prompts, of which the first are read; the default ones where None.
         quick: Leave out padded batches and the whole context.
         threads: For ONNX Runtime; None is every core.
 
@@ -68,7 +69,9 @@ def verify_bundle(
                 report = _verify_head(head)
         finally:
             pool.shutdown(cancel_futures=True)
-    return replace(report, seconds=time.monotonic() - start)
+    unread = len(texts or ()) - MOST_PROMPTS
+    notes = [f"of {len(texts or ())} prompts the first {MOST_PROMPTS} were read"] if unread > 0 else []
+    return replace(report, seconds=time.monotonic() - start, notes=tuple(notes))
 
 
 def _verify_text(evidence: Evidence) -> Report:

@@ -51,7 +51,7 @@ def verify(
         raise OptionError(f"{bundle}: has a learned prompt, no adapter brings one", "name it with --adapter")
     check_bundle_hashes(bundle, manifest)
     if source is None:
-        return _replay(bundle, start)
+        return _replay(bundle, manifest, start)
     stranger = _not_a_source(bundle, manifest, source)
     if stranger is None:
         return verify_bundle(bundle, source, texts=texts, quick=quick)
@@ -64,7 +64,7 @@ def verify(
     return dataclasses.replace(report, notes=(*report.notes, f"{what}; compared because of --force"))
 
 
-def _replay(bundle: Path, start: float) -> Report:
+def _replay(bundle: Path, manifest: Manifest, start: float) -> Report:
     """Hashes are right; the known answers are all that is left to compare with."""
     found = selftest(bundle)
     detail = f"{found.answers} known answers, {found.tokens} tokens"
@@ -83,7 +83,7 @@ def _replay(bundle: Path, start: float) -> Report:
     )
     return Report(
         rungs=(rung,),
-        tokens_compared=found.tokens,
+        tokens_compared=sum(len(answer.tokens) for answer in manifest.known_answers),
         near_ties=found.near_ties_taken,
         known_answers=(),
         seconds=time.monotonic() - start,

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from talking_checkpoint import files_in, write_talking_checkpoint
 from tiny_checkpoints import CONFIGS, link_like_the_hub, write_checkpoint
+from tiny_heads import write_head_checkpoint
 
 import llama_runtime
 from llama_export.cli import main
@@ -209,6 +210,24 @@ def test_verify_json_with_ones_own_prompts(talking, talking_bundle, tmp_path):
     assert facts["passed"] is True
     assert facts["tokens_compared"] == 3 * 64
     assert all(rung["passed"] for rung in facts["rungs"] if rung["needed"])
+
+
+def test_verify_a_task_head(tmp_path, quick_graphs):
+    write_head_checkpoint(tmp_path / "from", "text-classification")
+    quietly("onnx", tmp_path / "from", tmp_path / "to")
+    text = quietly("verify", tmp_path / "to", "--checkpoint", tmp_path / "from")
+    lines = text.splitlines()
+    assert [line.split("  ")[1].strip() for line in lines if line.startswith("ok")][4] == "outputs"
+    assert lines[-1].startswith("equal to the reference; ")
+    assert "greedy" not in text
+    (tmp_path / "prompts").write_text("once upon a time\n" * 20)
+    options = ["--checkpoint", tmp_path / "from", "--prompts", tmp_path / "prompts"]
+    facts = json.loads(quietly("verify", tmp_path / "to", *options, "--json"))
+    assert facts["passed"] is True
+    assert facts["notes"] == ["of 20 prompts the first 16 were read"]
+    replayed = quietly("verify", tmp_path / "to")
+    assert replayed.startswith("ok  known answers")
+    assert "greedy" not in replayed
 
 
 def test_verify_says_what_differs(talking, talking_bundle, monkeypatch):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tiny_checkpoints import VARIANTS, write_checkpoint
 from tiny_heads import ARCHITECTURES, write_head_checkpoint
 
 import llama_runtime
 from llama_export import pipeline
-from llama_export.model import ATTENTION_PATHS
+from llama_export.model import ATTENTION_PATHS, HeadConfig
 from llama_export.parity.ladder import HEAD_LADDER
 from llama_export.recipe import Recipe
 from llama_runtime.session import open_session
+from llama_runtime.tasks.batch import run_padded
 
 LIMIT = 1e-4
 LENGTHS = (11, 6, 1)
@@ -108,3 +111,23 @@ def test_the_known_outputs_are_transformers_too(made):
         for probe in answer.probes:
             flat = want[probe.output].reshape(-1)
             assert np.abs(flat[list(probe.indices)] - probe.values).max() <= LIMIT * np.abs(flat).max()
+
+
+@pytest.mark.parametrize("name", ["dynamic", "longrope"])
+def test_rows_on_either_side_of_the_original_context_are_each_as_alone(tmp_path, name):
+    """Angles depend on the length of the row, not on that of the batch."""
+    from transformers import LlamaModel
+
+    config = dataclasses.replace(
+        VARIANTS[name], head=HeadConfig("feature-extraction"), tie_word_embeddings=False
+    )
+    write_checkpoint(tmp_path / "from", config)
+    bundle = pipeline.export(tmp_path / "from", tmp_path / "to").output
+    model = LlamaModel.from_pretrained(tmp_path / "from", attn_implementation="eager").eval()
+    session = open_session(bundle, llama_runtime.read_manifest(bundle), threads=1)
+    rows = [np.random.default_rng(n).integers(0, config.vocab_size, n).tolist() for n in (70, 7, 30)]
+    for left in (True, False):
+        for row, found in zip(rows, run_padded(session, rows, ["last_hidden_state"], left=left), strict=True):
+            with torch.no_grad():
+                want = model(torch.tensor([row])).last_hidden_state[0].numpy()
+            assert np.abs(found["last_hidden_state"] - want).max() <= LIMIT * np.abs(want).max()

@@ -129,6 +129,29 @@ const scenarios = {
     return result(page);
   },
 
+  /** A verification's report: its plots, their smallest letters in pixels, and words that are cut off. */
+  async report() {
+    const { page, seen } = await open(question);
+    const drawn = await page.evaluate(() => {
+      const words = [...document.querySelectorAll("svg text")].map((word) => {
+        const plot = word.ownerSVGElement;
+        const scale = plot.getBoundingClientRect().width / plot.viewBox.baseVal.width;
+        const [box, frame] = [word.getBoundingClientRect(), plot.getBoundingClientRect()];
+        const inside = box.left >= frame.left - 1 && box.right <= frame.right + 1;
+        return { pixels: scale * parseFloat(getComputedStyle(word).fontSize), inside, text: word.textContent };
+      });
+      return {
+        plots: document.querySelectorAll("svg").length,
+        smallest: Math.min(...words.map((word) => word.pixels)),
+        cut: words.filter((word) => !word.inside).map((word) => word.text),
+        headings: [...document.querySelectorAll("h2")].map((heading) => heading.textContent),
+      };
+    });
+    if (question.screenshot) await page.screenshot({ path: question.screenshot, fullPage: true });
+    const { overflow } = await layout(page);
+    return { ...drawn, overflow, errors: seen.errors, origins: [...seen.origins] };
+  },
+
   /** What the page says when it cannot open the bundle. */
   async failure() {
     const { page, seen } = await open(question);

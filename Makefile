@@ -3,6 +3,7 @@
 #   make demo      set up, export the demo checkpoint, verify it, print text
 #   make test      set up for development, lint, types, all tests that guard the code
 #   make test-all  the long tests too, in other people's runtimes and in Chromium (both are set up where they can be)
+#   make cpp       the C++ runtime (runtime/cpp): build and test it
 #   make web       the libraries of the browser page (runtime/web), with npm
 #   make check     lint and types alone
 #   make bench     ours against peers, on a quiet machine (benchmarks/README.md)
@@ -18,12 +19,12 @@ TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-SOURCES := exporter runtime/python runtime/web recipes tests benchmarks examples
+SOURCES := exporter runtime/python runtime/web runtime/cpp recipes tests benchmarks examples
 DEMO := artifacts/tiny
 # A file's tests share what they export, so they stay together.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo setup web programs test test-all check format bench clean
+.PHONY: demo setup web cpp cpp-needs programs test test-all check format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,11 +40,23 @@ demo: $(VENV)/.run-ready
 
 setup: $(VENV)/.dev-ready
 
-test: check
+test: check cpp-needs
 	@$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not long"
 
-test-all: check programs
+test-all: check cpp-needs programs
 	@$(BIN)/python -m pytest -q
+
+cpp: setup cpp-needs
+	@$(BIN)/python -m pytest -q tests/cpp -m "not long"
+
+# What the C++ runtime is built with, and ONNX Runtime's headers; where they cannot be had, its tests are skipped.
+cpp-needs: $(VENV)/.dev-ready
+	@for need in cmake:cmake c++:g++ ninja:ninja-build pkg-config:pkg-config /usr/include/nlohmann/json.hpp:nlohmann-json3-dev; do \
+		command -v $${need%%:*} >/dev/null || test -f $${need%%:*} && continue; \
+		echo "set-up: $${need##*:}, with apt-get"; \
+		{ apt-get update && apt-get install -y $${need##*:}; } >/dev/null 2>&1 || echo "$${need##*:} cannot be installed here"; \
+	done
+	@runtime/cpp/fetch_onnxruntime.sh build/onnxruntime $(BIN)/python || echo "the C++ runtime cannot be built here"
 
 web: runtime/web/node_modules/.ready
 

@@ -11,6 +11,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from llama_export.bundle import Stage, beside, build_manifest, check_target, place_file, write_companions
+from llama_export.bundle.chat_roles import chat_roles, with_chat_roles
 from llama_export.bundle.chat_template import chat_templates
 from llama_export.bundle.companions import SOFT_PROMPT_FILE
 from llama_export.checkpoint import Checkpoint, open_merged
@@ -106,7 +107,8 @@ def export(
         else:
             stage.publish()
     seconds = time.monotonic() - start
-    return Exported(target, manifest, report, placed_as, seconds, notes(source, plan, recipe))
+    said = (*notes(source, plan, recipe), *_chat_notes(target, manifest))
+    return Exported(target, manifest, report, placed_as, seconds, said)
 
 
 def prepare(
@@ -155,6 +157,13 @@ def check_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
     chat_templates(checkpoint)
     tokenizer = open_source(checkpoint)
     return replace(checkpoint, notes=checkpoint.notes + (tokenizer.notes if tokenizer else ()))
+
+
+def _chat_notes(folder: Path, manifest: Manifest) -> list[str]:
+    reason = chat_roles(folder, manifest) if manifest.chat_template else None
+    if not isinstance(reason, str):
+        return []
+    return [f"the C++ runtime takes rendered prompts alone, the chat template is no set of roles: {reason}"]
 
 
 def _say_what_cpp_lacks(checkpoint: Checkpoint) -> Checkpoint:
@@ -212,7 +221,9 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
     }
     sources = {name: source_digests.get(path) or digest(path) for name, path in source.source_files.items()}
     sources[source.config_file.name] = digest(source.config_file)
-    manifest = build_manifest(source, plan, recipe.attention, files, sources, recipe.extras)
+    manifest = with_chat_roles(
+        folder, build_manifest(source, plan, recipe.attention, files, sources, recipe.extras)
+    )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest, placed_as
 

@@ -23,6 +23,8 @@ ROOMS = {
     "bundle": {
         *("checkpoint", "graph.contract", "model.attention", "model.config", "tokenizer", "weights"),
         *("interruption", "llama_runtime.manifest"),
+        # A chat template is reduced to roles by what the runtime makes of it.
+        *("llama_runtime.chat_template", "llama_runtime.errors", "llama_runtime.tokenizer"),
     },
     "engine": {"graph.contract", "bundle", "progress", "llama_runtime.manifest"},
     # The design calls it verify/, which is the name of the function as well.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from llama_runtime.known import KnownAnswer, KnownOutput, OutputProbe, Probe, ch
 
 __all__ = [
     "Cache",
+    "ChatRoles",
     "ChatTemplates",
     "Classification",
     "FileEntry",
@@ -115,11 +116,27 @@ class TokenizerFile:
 
 
 @dataclass(frozen=True)
+class ChatRoles:
+    """The default template without Jinja: what it puts in front of each message, and behind the last.
+
+    ``between`` is by the role in front ("" for none), then by the message's own; a part is a text or a token.
+    """
+
+    between: dict[str, dict[str, tuple[int | str, ...]]]
+    trim: dict[str, bool]
+    answer: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
 class ChatTemplates:
-    """The checkpoint's chat templates, Jinja source by name, and the tokens that they know as variables."""
+    """The checkpoint's chat templates, Jinja source by name, and the tokens that they know as variables.
+
+    ``roles`` is null where the default template cannot be reduced to them, and may be left out.
+    """
 
     sources: dict[str, str]
     special_tokens: dict[str, str]
+    roles: ChatRoles | None = field(default=None, metadata={"optional": True})
 
     def __post_init__(self) -> None:
         if not self.sources:

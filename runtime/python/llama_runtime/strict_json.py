@@ -2,7 +2,8 @@
 
 The dataclass is the schema: a field's annotation says its type, `__post_init__`
 raises ValueError ("field is X, needs Y") for what a type cannot say. Unknown keys
-are ignored, so that a later minor writer may add some; missing ones are refused.
+are ignored, so that a later minor writer may add some; missing ones are refused,
+unless the field's metadata has "optional".
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def decode(cls: type[T], value: Any, where: str = "") -> T:
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         place = f"{where}.{field.name}" if where else field.name
         if field.name not in value:
+            if field.metadata.get("optional"):
+                continue
             raise StrictJsonError(f"{place} is missing")
         arguments[field.name] = _decode_value(hints[field.name], value[field.name], place)
     try:

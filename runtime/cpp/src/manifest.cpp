@@ -1,0 +1,347 @@
+#include "manifest.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "errors.h"
+#include "files.h"
+
+namespace llama {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t k_max_bytes = size_t{64} << 20;
+constexpr int k_max_depth = 64;
+constexpr int64_t k_max_count = int64_t{1} << 31;
+
+// A value and its place in the document, so that whatever is wrong is refused by name.
+class Field {
+public:
+    Field(const json& value, std::string place) : value_(value), place_(std::move(place)) {}
+
+    [[noreturn]] void refuse(const std::string& needs) const {
+        std::string shown = value_.is_structured() ? value_.type_name() : value_.dump(-1, ' ', false, json::error_handler_t::replace);
+        if (shown.size() > 60) shown = shown.substr(0, 60) + "...";
+        throw Error(LR_ERROR_MANIFEST, place_ + " is " + shown + ", needs " + needs, k_copy_again);
+    }
+    bool is_null() const { return value_.is_null(); }
+    bool has(const char* name) const { return value_.is_object() && value_.contains(name); }
+    Field operator[](const char* name) const {
+        if (!value_.is_object()) refuse("an object");
+        const auto found = value_.find(name);
+        const std::string place = place_.empty() ? name : place_ + "." + name;
+        if (found == value_.end()) throw Error(LR_ERROR_MANIFEST, place + " is missing", k_copy_again);
+        return {*found, place};
+    }
+    bool boolean() const {
+        if (!value_.is_boolean()) refuse("true or false");
+        return value_.get<bool>();
+    }
+    int64_t integer(int64_t least, int64_t most = int64_t{1} << 53) const {
+        if (!value_.is_number_integer()) refuse("an integer");
+        const bool beyond = value_.is_number_unsigned() && value_.get<uint64_t>() > static_cast<uint64_t>(most);
+        if (beyond || value_.get<int64_t>() < least || value_.get<int64_t>() > most) {
+            refuse(std::to_string(least) + " to " + std::to_string(most));
+        }
+        return value_.get<int64_t>();
+    }
+    double number() const {
+        if (!value_.is_number() || !std::isfinite(value_.get<double>())) refuse("a number");
+        return value_.get<double>();
+    }
+    std::string string() const {
+        if (!value_.is_string()) refuse("a string");
+        return value_.get<std::string>();
+    }
+    std::string one_of(std::initializer_list<const char*> choices) const {
+        const std::string found = string();
+        std::string allowed;
+        for (const char* choice : choices) {
+            if (found == choice) return found;
+            allowed += (allowed.empty() ? "one of " : ", ") + std::string(choice);
+        }
+        refuse(allowed);
+    }
+    // Relative, and nothing that could leave the folder.
+    std::string path() const {
+        const std::string found = string();
+        bool allowed = !found.empty() && found.find_first_of("\\:") == found.npos;
+        for (size_t at = 0; allowed && at <= found.size();) {
+            const size_t end = std::min(found.find('/', at), found.size());
+            const std::string part = found.substr(at, end - at);
+            allowed = !part.empty() && part != "." && part != "..";
+            at = end + 1;
+        }
+        for (const char c : found) allowed = allowed && static_cast<unsigned char>(c) >= 0x20;
+        if (!allowed) refuse("a relative path with '/' and without '..'");
+        return found;
+    }
+    template <typename Read>
+    auto list(Read read) const {
+        if (!value_.is_array()) refuse("a list");
+        std::vector<decltype(read(*this))> found;
+        for (size_t i = 0; i < value_.size(); ++i) found.push_back(read(Field(value_[i], place_ + "[" + std::to_string(i) + "]")));
+        return found;
+    }
+    template <typename Read>
+    void items(Read read) const {
+        if (!value_.is_object()) refuse("an object");
+        for (const auto& [name, value] : value_.items()) read(name, Field(value, place_ + "." + name));
+    }
+    template <typename Read>
+    auto optional(Read read) const -> std::optional<decltype(read(*this))> {
+        if (is_null()) return std::nullopt;
+        return read(*this);
+    }
+
+private:
+    const json& value_;
+    std::string place_;
+};
+
+[[noreturn]] void refuse(const std::string& what) { throw Error(LR_ERROR_MANIFEST, what, k_copy_again); }
+
+// JSON, but no key twice in an object: two readers would read it differently.
+json parse_json(const std::string& text) {
+    std::vector<std::set<std::string>> keys;
+    const auto check = [&](int depth, json::parse_event_t event, json& parsed) {
+        if (depth > k_max_depth) refuse("nested too deeply");
+        if (event == json::parse_event_t::object_start) keys.emplace_back();
+        if (event == json::parse_event_t::object_end) keys.pop_back();
+        if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {
+            refuse("key \"" + parsed.get<std::string>() + "\" is given twice");
+        }
+        return true;
+    };
+    try {
+        return json::parse(text, check);
+    } catch (const json::exception& error) {
+        const std::string what = error.what();
+        refuse("not JSON: " + what.substr(what.find("] ") == what.npos ? 0 : what.find("] ") + 2));
+    }
+}
+
+TensorSpec read_spec(const Field& field) {
+    const auto dim = [](const Field& value) {
+        try {
+            return std::to_string(value.integer(0));
+        } catch (const Error&) {
+            return value.string();
+        }
+    };
+    return {field["name"].string(), field["shape"].list(dim)};
+}
+
+CacheSpec read_cache(const Field& field) {
+    const auto name = [&](const char* key) {
+        const std::string found = field[key].string();
+        if (found.find("{i}") == found.npos) field[key].refuse("a name with {i} for the layer");
+        return found;
+    };
+    CacheSpec cache;
+    cache.layers = field["num_hidden_layers"].integer(1, 1 << 16);
+    cache.kv_heads = field["num_key_value_heads"].integer(1, 1 << 20);
+    cache.head_dim = field["head_dim"].integer(1, 1 << 20);
+    cache.half = field["dtype"].one_of({"float32", "float16"}) == "float16";
+    cache.key_name = name("key_name"), cache.value_name = name("value_name");
+    cache.present_key_name = name("present_key_name"), cache.present_value_name = name("present_value_name");
+    cache.in_place = field["in_place"].boolean();
+    return cache;
+}
+
+std::vector<Part> read_parts(const Field& field) {
+    return field.list([](const Field& part) -> Part {
+        try {
+            return part.string();
+        } catch (const Error&) {
+            return static_cast<int32_t>(part.integer(0, k_max_count - 1));
+        }
+    });
+}
+
+ChatRoles read_roles(const Field& roles, const Field& special_tokens) {
+    ChatRoles chat;
+    roles["between"].items([&](const std::string& front, const Field& next) {
+        next.items([&](const std::string& role, const Field& parts) { chat.between[front][role] = read_parts(parts); });
+    });
+    roles["trim"].items([&](const std::string& role, const Field& trims) { chat.trim[role] = trims.boolean(); });
+    chat.answer = read_parts(roles["answer"]);
+    if (special_tokens.has("eos_token")) chat.eos_token = special_tokens["eos_token"].string();
+    return chat;
+}
+
+Probe read_probe(const Field& field, bool of_output) {
+    Probe probe;
+    const auto index = [](const Field& value) { return value.integer(0); };
+    const auto number = [](const Field& value) { return value.number(); };
+    probe.output = of_output ? field["output"].string() : "";
+    probe.position = of_output ? 0 : field["position"].integer(0);
+    probe.indices = field[of_output ? "indices" : "token_ids"].list(index);
+    probe.values = field[of_output ? "values" : "logits"].list(number);
+    if (probe.indices.size() != probe.values.size()) field.refuse("as many numbers as places");
+    return probe;
+}
+
+class Reader {
+public:
+    explicit Reader(const json& document) : document_(document), root_(document_, "") {}
+
+    Manifest read() {
+        Manifest m;
+        for (const char* name : {"created_with", "weights", "attention", "source", "parity"}) (void)root_[name];
+        m.vocab_size = root_["limits"]["vocab_size"].integer(1, k_max_count - 1);
+        m.max_positions = root_["limits"]["max_position_embeddings"].integer(1, k_max_count - 1);
+        const auto token = [&](const Field& id) { return static_cast<int32_t>(id.integer(0, m.vocab_size - 1)); };
+        m.task = root_["task"].string(), m.precision = root_["precision"].string();
+        m.model_path = root_["model"]["path"].path();
+        const Field data = root_["model"]["external_data_folder"];
+        m.external_data_folder = data.string() == "." ? "." : data.path();
+        m.inputs = root_["inputs"].list(read_spec), m.outputs = root_["outputs"].list(read_spec);
+        m.optional_inputs = root_["optional_inputs"].list(read_spec);
+        const auto path = [](const Field& value) { return value.path(); };
+        m.embed_tokens = root_["embed_tokens"].optional(path);
+        m.cache = root_["cache"].optional(read_cache);
+        m.soft_prompt = root_["soft_prompt"].optional([&](const Field& f) { return f["path"].path(); });
+        m.rope_depends_on_length = !root_["rope"].is_null();
+        const Field tokens = root_["tokens"];
+        m.bos = tokens["bos_token_id"].optional(token), m.pad = tokens["pad_token_id"].optional(token);
+        m.eos = tokens["eos_token_ids"].list(token);
+        m.files = root_["files"].list([](const Field& f) {
+            return FileEntry{f["path"].path(), static_cast<uint64_t>(f["size_bytes"].integer(0))};
+        });
+        read_labels(m);
+        read_tokenizer(m);
+        read_known(m, token);
+        check(m);
+        return m;
+    }
+
+private:
+    void read_labels(Manifest& m) {
+        m.classification = root_["classification"].optional([](const Field& f) {
+            Classification found{f["labels"].list([](const Field& label) { return label.string(); }), ""};
+            if (found.labels.empty()) f["labels"].refuse("at least one label");
+            if (!f["problem_type"].is_null()) found.problem_type = f["problem_type"].string();
+            return found;
+        });
+    }
+
+    void read_tokenizer(Manifest& m) {
+        std::string vocabulary;
+        m.tokenizer = root_["tokenizer"].optional([&](const Field& f) {
+            vocabulary = f["path"].path();
+            return TokenizerFile{f["add_bos"].boolean(), f["add_eos"].boolean()};
+        });
+        if (m.tokenizer && m.tokenizer->add_bos && !m.bos) refuse("tokens.bos_token_id is null, tokenizer.add_bos needs one");
+        if (!vocabulary.empty() && !m.lists(vocabulary)) refuse("files does not list \"" + vocabulary + "\"");
+        const Field chat = root_["chat_template"];
+        if (chat.is_null()) {
+            m.why_no_chat = "the bundle has no chat template";
+        } else if (!chat.has("roles") || chat["roles"].is_null()) {
+            m.why_no_chat = "the bundle's chat template cannot be reduced to roles";
+        } else {
+            m.chat = read_roles(chat["roles"], chat["special_tokens"]);
+        }
+    }
+
+    template <typename Token>
+    void read_known(Manifest& m, Token token) {
+        const auto index = [](const Field& value) { return value.integer(0); };
+        const auto text = [](const Field& value) { return value.string(); };
+        const auto answers = root_["known_answers"].list([&](const Field& f) {
+            return KnownAnswer{f["prompt"].optional(text), f["prompt_tokens"].list(token), f["tokens"].list(token),
+                               f["near_ties"].list(index),
+                               f["probes"].list([](const Field& p) { return read_probe(p, false); }),
+                               f["tolerance"].number()};
+        });
+        const auto outputs = root_["known_outputs"].list([&](const Field& f) {
+            return KnownAnswer{f["text"].optional(text), f["token_ids"].list(token), {}, {},
+                               f["probes"].list([](const Field& p) { return read_probe(p, true); }),
+                               f["tolerance"].number()};
+        });
+        m.known = m.task == "text-generation" ? answers : outputs;
+        for (const KnownAnswer& answer : m.known) {
+            if (answer.prompt_tokens.empty()) refuse("known_answers or known_outputs have one without tokens");
+            for (const Probe& probe : answer.probes) {
+                for (const int64_t place : probe.indices) {
+                    if (probe.output.empty() && place >= m.vocab_size) refuse("known_answers name an unknown token");
+                }
+            }
+        }
+    }
+
+    static void check(const Manifest& m) {
+        std::set<std::string> paths;
+        for (const FileEntry& file : m.files) {
+            if (file.path == "manifest.json" || !paths.insert(file.path).second) {
+                refuse("files lists \"" + file.path + "\", needs each file once and manifest.json never");
+            }
+        }
+        if (!paths.count(m.model_path)) refuse("files does not list \"" + m.model_path + "\"");
+        if (m.cache.has_value() != (m.task == "text-generation")) refuse("cache: text-generation alone has one, task is " + m.task);
+    }
+
+    const json& document_;
+    Field root_;
+};
+
+}  // namespace
+
+bool Manifest::lists(const std::string& path) const {
+    for (const FileEntry& file : files) {
+        if (file.path == path) return true;
+    }
+    return false;
+}
+
+std::string Manifest::hidden_state() const {
+    std::string last;
+    for (const TensorSpec& spec : outputs) {
+        if (spec.name == "last_hidden_state" || spec.name.rfind("hidden_states.", 0) == 0) last = spec.name;
+    }
+    return last;
+}
+
+Manifest parse_manifest(const std::string& text, const std::string& where) {
+    try {
+        const json document = parse_json(text);
+        // Before any other field: a newer version may have changed all of them.
+        if (!document.is_object() || document.value("format", json()) != "llama-export") {
+            throw Error(LR_ERROR_MANIFEST, "not a bundle of ours, needs \"format\": \"llama-export\"");
+        }
+        const int64_t version = Field(document, "")["version"].integer(1);
+        if (version > 1) {
+            throw Error(LR_ERROR_MANIFEST, "version " + std::to_string(version) + " is newer than this runtime, which reads 1",
+                        "upgrade the runtime, or export the checkpoint again with this version");
+        }
+        return Reader(document).read();
+    } catch (Error& error) {
+        error.message = where + ": " + error.message;
+        throw;
+    }
+}
+
+Manifest read_manifest(const std::string& folder) {
+    const std::string path = folder + "/manifest.json";
+    if (!file_bytes(path)) {
+        throw Error(LR_ERROR_MANIFEST, folder + ": not a bundle, it has no manifest.json", "name the folder that `llama-export onnx` wrote");
+    }
+    const std::vector<uint8_t> content = read_file(path, k_max_bytes, LR_ERROR_MANIFEST);
+    return parse_manifest(std::string(content.begin(), content.end()), path);
+}
+
+void check_structure(const std::string& folder, const Manifest& manifest) {
+    const char* const hint = "the bundle is incomplete or was changed; copy the whole folder again, or export again";
+    for (const FileEntry& file : manifest.files) {
+        const std::string path = folder + "/" + file.path;
+        const auto bytes = file_bytes(path);
+        if (!bytes) throw Error(LR_ERROR_MANIFEST, path + ": listed in the manifest, but missing", hint);
+        if (*bytes != file.size_bytes) {
+            throw Error(LR_ERROR_MANIFEST, path + ": " + std::to_string(*bytes) + " bytes, the manifest lists " + std::to_string(file.size_bytes), hint);
+        }
+    }
+}
+
+}  // namespace llama

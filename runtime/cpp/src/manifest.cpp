@@ -261,7 +261,11 @@ private:
                                f["probes"].list([](const Field& p) { return read_probe(p, true); }),
                                f["tolerance"].number()};
         });
-        m.known = m.task == "text-generation" ? answers : outputs;
+        for (const KnownAnswer& answer : answers) {
+            if (answer.tokens.empty()) refuse("known_answers have one without tokens");
+        }
+        m.known = answers;
+        m.known.insert(m.known.end(), outputs.begin(), outputs.end());
         for (const KnownAnswer& answer : m.known) {
             if (answer.prompt_tokens.empty()) refuse("known_answers or known_outputs have one without tokens");
             for (const Probe& probe : answer.probes) {

@@ -53,7 +53,7 @@ struct Probe {
     std::vector<double> values;
 };
 
-// A known answer of text generation, or (without tokens) a known output of another task.
+// A known answer of text generation, or (without tokens) known numbers of a text's outputs.
 struct KnownAnswer {
     std::optional<std::string> prompt;
     Ids prompt_tokens, tokens;
@@ -78,7 +78,7 @@ struct Manifest {
     std::optional<ChatRoles> chat;
     std::string why_no_chat;
     std::vector<FileEntry> files;
-    std::vector<KnownAnswer> known;
+    std::vector<KnownAnswer> known;  // answers, then outputs
 
     bool lists(const std::string& path) const;
     // The last output that is a hidden state; empty where there is none.

@@ -26,7 +26,7 @@ from llama_export.checkpoint import open_checkpoint
 from llama_export.errors import BundleError, CheckpointError, ParityError
 from llama_export.recipe import Recipe
 from llama_export.weights import plan_weights
-from llama_runtime.manifest import ChatTemplates
+from llama_runtime.manifest import ChatRoles, ChatTemplates
 
 UNVERIFIED = Recipe(verify=False)
 pytestmark = pytest.mark.usefixtures("quick_graphs")
@@ -129,9 +129,14 @@ def test_manifest_says_what_was_chosen_and_proven(talking_bundle):
     assert manifest.parity is not None
     assert manifest.parity["passed"] is True
     assert [answer.prompt is not None for answer in manifest.known_answers] == [True, True]
-    assert manifest.chat_template == ChatTemplates(
-        {"default": TEMPLATE}, {"bos_token": "<s>", "eos_token": "</s>"}
+    names, nothing = {"bos_token": "<s>", "eos_token": "</s>"}, ()
+    roles = ChatRoles(
+        {"": {"user": nothing, "system": nothing}, "system": {"user": nothing}}
+        | {"user": {"assistant": nothing}, "assistant": {"user": nothing}},
+        dict.fromkeys(("assistant", "system", "user"), False),
+        nothing,
     )
+    assert manifest.chat_template == ChatTemplates({"default": TEMPLATE}, names, roles)
     assert manifest.tokenizer is not None
     assert (manifest.tokenizer.kind, manifest.tokenizer.add_bos) == ("sentencepiece", True)
     # generation_config.json's ids come before config.json's.

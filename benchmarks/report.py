@@ -41,6 +41,14 @@ COLUMNS = {
         Column("decode, tok/s", "decode_tokens_per_s", digits=2),
         PEAK,
     ),
+    "quantized conversion": (Column("seconds", "seconds"), PEAK, Column("output GB", "output_bytes", GB, 2)),
+    "quantized": (
+        Column("start to first token, s", "first_token_s", digits=2),
+        Column("load, s", "load_s", digits=2),
+        Column("prefill-512, tok/s", "prefill_tokens_per_s", digits=0),
+        Column("decode, tok/s", "decode_tokens_per_s", digits=1),
+        PEAK,
+    ),
     "overhead": (
         Column("ours, ms a token", "ours_ms", digits=2),
         Column("bare session, ms a token", "bare_ms", digits=2),
@@ -66,6 +74,8 @@ COLUMNS = {
 TITLES = {
     "conversion": "Export of {shape} in bfloat16",
     "speed": "Generating with {shape} in float32, {threads} threads, {prompt} + {new} tokens",
+    "quantized conversion": "Quantizing {shape} in bfloat16",
+    "quantized": "Generating with {shape} quantized, {threads} threads, {prompt} + {new} tokens",
     "overhead": "A token of {shape} in float32, {threads} threads: our runtime beside the bare session",
     "batch": "Batches with {shape} in float32, {threads} threads, prompts of 17 to 64 tokens + {row_new}",
     "tracing": "Building the graph, without weights",

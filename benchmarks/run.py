@@ -17,6 +17,7 @@ import conversion
 import layouts
 import machine
 import peers
+import quantized
 import speed
 import tracing
 import verification
@@ -27,7 +28,17 @@ from report import markdown
 from rounds import Outcome
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("tracing", "conversion", "speed", "batch", "chat", "layouts", "sparse", "verification")
+BENCHMARKS = (
+    "tracing",
+    "conversion",
+    "speed",
+    "batch",
+    "chat",
+    "layouts",
+    "sparse",
+    "verification",
+    "quantized",
+)
 NEED_PEERS = {"conversion", "speed", "batch"}
 NEEDED_GB = 32
 
@@ -125,6 +136,14 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
         outcomes["sparse"] = layouts.bench_sparse(work, options.shape)
     if "verification" in options.only:
         outcomes["verification"] = verification.bench(work, shape, options.repeats)
+    if "quantized" in options.only:
+        bfloat16 = make_checkpoint(work / "bfloat16", shape, "bfloat16")
+        found, absent = quantized.candidates(options.cache, frozenset(options.without.split(",")))
+        converted, generated, tokens = quantized.bench(
+            shape, bfloat16, work, exports, found, options.repeats, new_tokens
+        )
+        rows = {name: Outcome(failures=[reason]) for name, reason in absent.items()}
+        outcomes |= {"quantized conversion": converted | rows, "quantized": generated | rows}
     return results, outcomes
 
 

@@ -32,7 +32,7 @@ def inspect(folder: Path) -> dict[str, Any]:
 def _inspect_checkpoint(folder: Path) -> dict[str, Any]:
     require_export_extra()  # here, since bundles are looked at where they run: without torch
     from llama_export.checkpoint import open_checkpoint
-    from llama_export.weights.plan import PRECISION_OF
+    from llama_export.weights.precision import PRECISION_OF
 
     try:
         checkpoint = open_checkpoint(folder)

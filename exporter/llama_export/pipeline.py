@@ -19,8 +19,10 @@ from llama_export.errors import BundleError, OptionError, ParityError
 from llama_export.graph.contract import NO_EXTRAS, Extras, check_extras, check_path
 from llama_export.plan import new_bytes, notes
 from llama_export.progress import Advance, byte_progress
+from llama_export.quantize.calibration import Calibration
 from llama_export.recipe import Recipe
 from llama_export.tokenizer import open_source, why_not
+from llama_export.tokenizer.calibration import calibration_windows
 from llama_export.weights import FileDigest, WeightPlan, plan_weights, write_weights
 from llama_export.weights.side_by_side import sharing_the_interpreter
 from llama_runtime.manifest import MANIFEST_NAME, Manifest
@@ -126,14 +128,27 @@ def prepare(
     check_path(source.config, recipe.attention)
     check_extras(source.config, recipe.attention, recipe.extras)
     _check_soft_prompt(source, recipe)
-    plan = plan_weights(source, recipe.weights, recipe.precision)
+    plan = plan_weights(source, recipe.weights, recipe.precision, recipe.quantization)
     if recipe.weights == "beside":
         target = beside.check(source, None if output is None else Path(output), force=force)
     else:
         target = Path(output) if output is not None else default_output(source.folder)
         refuse_nesting(source.folder, target)
         check_target(target, force=force)
+    _calibration(source, recipe)
     return _say_what_cpp_lacks(check_tokenizer(source)), plan, target
+
+
+def _calibration(source: Checkpoint, recipe: Recipe) -> Calibration | None:
+    """The text that GPTQ has the model read; None where it is not asked for.
+
+    Raises:
+        OptionError: The text cannot be read, or is too short; or there is no tokenizer to read it with.
+    """
+    if recipe.calibration is None:
+        return None
+    windows = calibration_windows(recipe.calibration, open_source(source), source.config)
+    return Calibration(source.config, lambda name: source.tensors[name].read(), windows)
 
 
 def _check_soft_prompt(source: Checkpoint, recipe: Recipe) -> None:
@@ -189,7 +204,9 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
         sharing_the_interpreter(),
         ThreadPoolExecutor(1) as background,
     ):
-        streaming = background.submit(write_weights, source, plan, data_folder, _until(stop, advance))
+        streaming = background.submit(
+            write_weights, source, plan, data_folder, _until(stop, advance), _calibration(source, recipe)
+        )
         try:
             graph = build_graph(source.config, recipe.attention, recipe.extras)
             (onnx / plan.model_name).write_bytes(_with_weights(graph, plan))

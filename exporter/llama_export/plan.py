@@ -72,8 +72,8 @@ def plan_export(checkpoint: Checkpoint, weights: WeightPlan, output: Path, recip
 
 def notes(checkpoint: Checkpoint, weights: WeightPlan, recipe: Recipe) -> tuple[str, ...]:
     """What was chosen for the person, and why."""
-    computed, said = first_computed(checkpoint), list(checkpoint.notes)
-    if recipe.weights is None and computed is not None:
+    computed, said = first_computed(checkpoint), [*checkpoint.notes, *weights.notes]
+    if recipe.weights is None and computed is not None and weights.quantization is None:
         said.append(
             f"weights written anew as {weights.precision}, since {computed.name} must be {computed.how}"
         )
@@ -107,6 +107,10 @@ def _files(weights: WeightPlan) -> dict[str, int]:
 
 def run_time_note(weights: WeightPlan) -> str:
     """What the stored precision costs when a CPU session loads it."""
+    if weights.quantization is not None:
+        return (
+            f"on CPU the matrices are packed anew at load, as they are: {size(weights.total_bytes)} in memory"
+        )
     values = sum(weight.nbytes // weight.dtype.itemsize for weight in weights.weights.values())
     if weights.precision == "float32":
         return f"on CPU the weights are mapped, not copied: {size(values * 4)} of page cache"

@@ -13,7 +13,15 @@ from llama_export.errors import OptionError
 from llama_export.graph.contract import WHICH_STATES, Extras, WhichStates
 from llama_export.model.attention import ATTENTION_PATHS, AttentionPath
 from llama_export.model.config import TASKS, Task
-from llama_export.weights.plan import PRECISIONS, WEIGHT_MODES, WeightMode
+from llama_export.weights.plan import WEIGHT_MODES, WeightMode
+from llama_export.weights.precision import (
+    BITS,
+    DEFAULT_BLOCK_SIZE,
+    GPTQ,
+    PRECISIONS,
+    Quantization,
+    parse_keep,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,14 @@ class Recipe:
         attention: Which attention path the graph computes.
         weights: How the checkpoint's weights get into the bundle; None links them, or copies them where
             they do not stand on disk as the model needs them.
-        precision: Storage dtype for ``weights="copy"``; None keeps the checkpoint's.
+        precision: Storage dtype for ``weights="copy"``; None keeps the checkpoint's. ``int8`` and ``int4``
+            store the matrices in blocks, and copy by themselves.
+        block_size: Values of a quantized matrix that share a scale, 32, 64 or 128; None is 32.
+        asymmetric: Each block has a code of its own for zero.
+        keep: Modules that are stored otherwise, such as ``"lm_head=int8,layers.0.*=float32"``.
+        quantizer: How the scales are found, ``search``, ``nearest`` or ``gptq``; None is ``gptq`` where there
+            is a text to calibrate with, else ``search``.
+        calibration: UTF-8 text that ``gptq`` has the model read.
         adapters: Folders of PEFT adapters, merged into the weights in this order.
         verify: Whether the staged bundle must equal the reference before it is published.
         task: What the bundle is for; None is what the checkpoint was saved for.
@@ -39,6 +54,11 @@ class Recipe:
     attention: AttentionPath = "flash"
     weights: WeightMode | None = None
     precision: str | None = None
+    block_size: int | None = None
+    asymmetric: bool = False
+    keep: str | None = None
+    quantizer: str | None = None
+    calibration: Path | None = None
     adapters: tuple[Path, ...] = ()
     verify: bool = True
     task: Task | None = None
@@ -51,14 +71,53 @@ class Recipe:
         if self.weights is not None:
             _one_of("weights", self.weights, WEIGHT_MODES)
         if self.precision is not None:
-            _one_of("precision", self.precision, tuple(PRECISIONS))
+            _one_of("precision", self.precision, (*PRECISIONS, *BITS))
         if self.task is not None:
             _one_of("task", self.task, TASKS)
         if self.hidden_states is not None:
             _one_of("hidden_states", self.hidden_states, WHICH_STATES)
-        for name in ("verify", "attentions", "inputs_embeds"):
+        for name in ("verify", "asymmetric", "attentions", "inputs_embeds"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, must be true or false")
+        self._check_quantization()
+
+    def _check_quantization(self) -> None:
+        if self.precision in BITS:
+            _ = self.quantization  # which checks its values
+            return
+        for name in ("block_size", "asymmetric", "keep", "quantizer", "calibration"):
+            if getattr(self, name) is not None and getattr(self, name) is not False:
+                given = f"precision is {self.precision}" if self.precision else "no precision is given"
+                raise OptionError(
+                    f"{name} is for quantized matrices, {given}",
+                    "add --precision int4 or int8, or leave it out",
+                )
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How matrices are quantized; None where they are not.
+
+        Raises:
+            OptionError: A value is not one of those allowed.
+        """
+        if self.precision not in BITS:
+            return None
+        if self.keep is not None and not isinstance(self.keep, str):
+            raise OptionError(f"keep is {self.keep!r}, must be text", 'write it like "lm_head=int8"')
+        method = self.quantizer or ("search" if self.calibration is None else GPTQ)
+        if (method == GPTQ) == (self.calibration is None):
+            has = "none is given" if self.calibration is None else f"quantizer is {method}"
+            raise OptionError(
+                f"quantizer {GPTQ} and a text to calibrate with go together, {has}",
+                "add --calibration FILE, or leave both out",
+            )
+        return Quantization(
+            self.precision,
+            DEFAULT_BLOCK_SIZE if self.block_size is None else self.block_size,
+            not self.asymmetric,
+            () if self.keep is None else parse_keep(self.keep),
+            method,
+        )
 
     @property
     def extras(self) -> Extras:
@@ -78,6 +137,8 @@ def read_recipe(path: Path) -> Recipe:
         raise OptionError(f"{path}: cannot be read ({error.strerror})", "name a TOML file") from None
     except ValueError as error:  # TOML syntax and UTF-8 alike
         raise OptionError(f"{path}: not TOML ({error})", "recipes/ holds examples") from None
+    if isinstance(table.get("calibration"), str):
+        table["calibration"] = Path(table["calibration"])
     if "adapters" in table:
         table["adapters"] = _folders(path, table["adapters"])
     known = [field.name for field in dataclasses.fields(Recipe)]

@@ -92,16 +92,33 @@ def exported_lines(exported: Exported) -> list[str]:
     if report is None:
         lines.append("parity    not verified")
     else:
-        worst = max(rung.measured or 0.0 for rung in report.rungs if rung.unit.startswith("largest output"))
+        computed = [rung for rung in report.rungs if "of the reference's largest" in rung.unit]
+        worst = max(rung.measured or 0.0 for rung in computed)
         proven = (
             f"outputs within {worst:.1e} of the largest"
             if not report.tokens_compared
             else f"logits within {worst:.1e} of the largest, {report.tokens_compared} greedy tokens the same"
         )
         lines.append(f"parity    equal to eager PyTorch: {proven}")
+        lines += _cost_lines(report)
     lines.append(f"next      llama-export {_COMMANDS[manifest.task].format(_pasted(exported.output))}")
     lines.append(_other_choice(manifest.precision, manifest.weights))
     return [*lines, *(f"note      {note}" for note in exported.notes)]
+
+
+_COSTS = {
+    "KL divergence": "KL divergence {:.2g}",
+    "top-1 agreement": "{:.1%} of the likeliest others",
+    "perplexity": "perplexity {:.2%} off",
+    "embeddings": "1 less the cosine of embeddings {:.2g}",
+}
+
+
+def _cost_lines(report: Report) -> list[str]:
+    """What rounding the weights cost; nothing where they are the checkpoint's."""
+    found = {rung.name: rung.measured for rung in report.rungs}
+    said = [text.format(found[name]) for name, text in _COSTS.items() if found.get(name) is not None]
+    return [f"rounding  against the checkpoint's own weights: {', '.join(said)}"] if said else []
 
 
 def converted_lines(converted: Converted) -> list[str]:
@@ -125,6 +142,8 @@ _COMMANDS = {
 
 def _other_choice(precision: str, weights: str) -> str:
     """How to get a smaller or faster bundle than this one."""
+    if precision in ("int8", "int4"):
+        return "faster    --block-size 128, where what rounding costs allows it; closer: --precision int8"
     if precision != "float32":
         return "faster    starts at once on CPU: --weights copy --precision float32 (twice the disk)"
     if weights == "copy":

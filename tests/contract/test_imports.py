@@ -17,9 +17,10 @@ ROOMS = {
     "checkpoint": {"model.config"},
     "model": set(),
     "graph": {"model"},
-    "weights": {"checkpoint", "graph.passes"},
+    "quantize": {"model"},
+    "weights": {"checkpoint", "graph.passes", "model.config", "quantize"},
     # What the runtime will open must open here, so the same code tries it.
-    "tokenizer": {"checkpoint", "llama_runtime.vocabulary", "llama_runtime.errors"},
+    "tokenizer": {"checkpoint", "model.config", "llama_runtime.vocabulary", "llama_runtime.errors"},
     "bundle": {
         *("checkpoint", "graph.contract", "model.attention", "model.config", "tokenizer", "weights"),
         *("interruption", "llama_runtime.manifest"),
@@ -29,7 +30,7 @@ ROOMS = {
     "engine": {"graph.contract", "bundle", "progress", "llama_runtime.manifest"},
     # The design calls it verify/, which is the name of the function as well.
     "parity": {
-        *("checkpoint", "model", "graph", "weights", "tokenizer", "bundle", "progress"),
+        *("checkpoint", "model", "graph", "quantize", "weights", "tokenizer", "bundle", "progress"),
         "llama_runtime",
     },
 }

@@ -31,7 +31,17 @@ FILES = [
 FOLDERS = [
     *(
         f"exporter/llama_export/{room}"
-        for room in ("checkpoint", "model", "graph", "weights", "tokenizer", "bundle", "parity", "cli")
+        for room in (
+            "checkpoint",
+            "model",
+            "graph",
+            "quantize",
+            "weights",
+            "tokenizer",
+            "bundle",
+            "parity",
+            "cli",
+        )
     ),
     "exporter/llama_export/graph/passes",
     "runtime/python/llama_runtime",

@@ -55,4 +55,11 @@ def test_every_choice_is_in_some_recipe():
     recipes = [read_recipe(path) for path in RECIPES]
     assert {recipe.attention for recipe in recipes} == {"eager", "sdpa", "flash"}
     assert {recipe.weights for recipe in recipes} == {None, "copy", "beside"}  # None links where it can
-    assert {recipe.precision for recipe in recipes} == {None, "float32", "float16", "bfloat16"}
+    assert {recipe.precision for recipe in recipes} == {
+        None,
+        "float32",
+        "float16",
+        "bfloat16",
+        "int8",
+        "int4",
+    }

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from parity_cases import Case, Export, snapshot
-from tiny_checkpoints import CONFIGS, link_like_the_hub, transformers_model, write_checkpoint
+from tiny_checkpoints import CONFIGS, VARIANTS, link_like_the_hub, transformers_model, write_checkpoint
 
 from llama_export import pipeline
 from llama_export.recipe import Recipe
+from llama_export.weights.precision import BITS
 from llama_runtime.session import open_session
 
 
@@ -32,7 +33,9 @@ def checkpoint_of(tmp_path_factory) -> Callable[[Case], Path]:
         key = case.config, case.stored, case.shards, case.from_hub
         if key not in written:
             root = tmp_path_factory.mktemp("checkpoints")
-            folder = write_checkpoint(root / "written", CONFIGS[case.config], case.stored, shards=case.shards)
+            folder = write_checkpoint(
+                root / "written", (CONFIGS | VARIANTS)[case.config], case.stored, shards=case.shards
+            )
             for path in folder.iterdir():
                 path.chmod(0o640)
             written[key] = link_like_the_hub(folder, root / "cache") if case.from_hub else folder
@@ -63,12 +66,14 @@ def export_of(tmp_path_factory, checkpoint_of, oracle_of) -> Callable[[Case], Ex
     def export(case: Case) -> Export:
         if case not in made:
             checkpoint, output = checkpoint_of(case), tmp_path_factory.mktemp("bundles") / "bundle"
-            recipe = Recipe(case.attention, case.weights, case.precision)
+            options = {"block_size": case.block_size, "asymmetric": case.asymmetric, "keep": case.keep}
+            recipe = Recipe(case.attention, case.weights, case.precision, **options)
             before = snapshot(checkpoint)
             result = pipeline.export(checkpoint, output, recipe=recipe)
             after = snapshot(checkpoint)
             session = open_session(output, result.manifest, threads=1)
-            oracles = oracle_of(case, "float32"), oracle_of(case, case.rounded_to)
+            rounded = "float32" if case.precision in BITS else case.rounded_to  # blocks are for the tests
+            oracles = oracle_of(case, "float32"), oracle_of(case, rounded)
             made[case] = Export(case, checkpoint, result, session, *oracles, before, after)
         return made[case]
 

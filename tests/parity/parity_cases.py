@@ -27,10 +27,14 @@ class Case:
     precision: str | None = None
     shards: int = 1
     from_hub: bool = False
+    block_size: int | None = None
+    asymmetric: bool = False
+    keep: str | None = None
 
     def __str__(self) -> str:
         kind = f"{self.shards}shards" * (self.shards > 1) + "hub" * self.from_hub
-        words = (self.config, self.stored, kind, self.attention, self.weights, self.precision or "")
+        layout = f"{self.block_size or ''}" + "asymmetric" * self.asymmetric + "mixed" * bool(self.keep)
+        words = (self.config, self.stored, kind, self.attention, self.weights, self.precision or "", layout)
         return "-".join(word for word in words if word)
 
     @property
@@ -74,6 +78,21 @@ CASES = [
     Case("mqa_llama3", "bfloat16", "sdpa", shards=2, from_hub=True),
     Case("mha_tied", "float32", from_hub=True),
 ]
+
+# Widths of 42, 44, 48, 56: no block divides them. A tied table, biases, rotation outside of attention.
+QUANTIZED = [
+    *(Case(config, "bfloat16", path, "copy", bits) for config in ("gqa", "mha_tied") for path in PATHS
+      for bits in ("int8", "int4")),
+    *(Case("mqa_llama3", "float32", "flash", "copy", "int4", block_size=size, asymmetric=asymmetric)
+      for size in (32, 64, 128) for asymmetric in (False, True)),
+    Case("yarn", "float32", "flash", "copy", "int4", asymmetric=True),
+    Case("yarn", "float16", "sdpa", "copy", "int8"),
+    Case("longrope", "float32", "flash", "copy", "int8"),
+    Case("dynamic", "float32", "flash", "copy", "int8", keep="embed_tokens=float32,layers.0.*=float32"),
+    Case("gqa", "float32", "flash", "copy", "int4",
+         keep="lm_head=float32,layers.*.v_proj=int8,embed_tokens=bfloat16"),
+    Case("gqa", "float32", "flash", "copy", "int4", keep="layers.1.*=float16"),
+]  # fmt: skip
 
 
 def snapshot(folder: Path) -> Snapshot:

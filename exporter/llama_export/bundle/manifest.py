@@ -44,6 +44,7 @@ def build_manifest(
         created_with={name: version(name) for name in ("llama-export", "torch", "onnx", "onnx-ir")},
         task=config.head.task,
         precision=plan.precision,
+        step_weight_bytes=plan.step_bytes(tied=config.tie_word_embeddings) if config.generates else None,
         weights=plan.mode,
         attention=path,
         model=schema.Graph(

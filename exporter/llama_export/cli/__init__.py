@@ -7,6 +7,7 @@ from importlib.metadata import version
 import click
 
 from llama_export.cli.answer import answer
+from llama_export.cli.bench import bench
 from llama_export.cli.classify import classify
 from llama_export.cli.convert import convert
 from llama_export.cli.embed import embed
@@ -41,5 +42,5 @@ def main() -> None:
     """  # noqa: D301  (the \\b that keeps the lines apart is click's, and must be a real one)
 
 
-for command in (onnx, convert, verify, inspect, run, embed, classify, tag, answer, selftest):
+for command in (onnx, convert, verify, inspect, run, embed, classify, tag, answer, selftest, bench):
     main.add_command(command)

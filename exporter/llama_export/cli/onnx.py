@@ -48,8 +48,25 @@ if TYPE_CHECKING:
               help="link: shares the checkpoint's bytes (default where they stand as needed). "
                    "copy: writes them anew, in --precision. "
                    "beside: the checkpoint's folder becomes the bundle.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["float32", "float16", "bfloat16"]),
-              help="How --weights copy stores them; default as in the checkpoint.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float32", "float16", "bfloat16", "int8", "int4"]),
+              help="How --weights copy stores them; default as in the checkpoint. int8, int4: matrices in "
+                   "blocks that share a scale.")  # fmt: skip
+@click.option("--block-size", type=click.Choice([32, 64, 128]),
+              help="Values of a quantized matrix that share a scale, default 32. Larger is faster, "
+                   "smaller is closer to the checkpoint.")  # fmt: skip
+@click.option(
+    "--asymmetric",
+    is_flag=True,
+    default=None,
+    help="Each block has a code of its own for zero: closer, slower.",
+)
+@click.option("--keep", metavar="PATTERN=PRECISION,...",
+              help='Store some matrices otherwise, such as "lm_head=int8,layers.0.*=float32".')  # fmt: skip
+@click.option("--quantizer", type=click.Choice(["search", "nearest", "gptq"]),
+              help="search: tries several scales for every block (default). nearest: rounds. "
+                   "gptq: calibrated with a text.")  # fmt: skip
+@click.option("--calibration", type=FOLDER,
+              help="UTF-8 text like those the model will read, for gptq; some pages are enough.")  # fmt: skip
 @click.option("--adapter", "adapters", type=FOLDER, multiple=True,
               help="Folder of a PEFT LoRA or DoRA adapter to merge; several go in order.")  # fmt: skip
 @click.option(

@@ -37,7 +37,7 @@ from llama_export.parity.reference import WEIGHTS, Past, Read, Watch, reference_
 from llama_export.parity.report import LayerError, TensorDifference
 from llama_export.parity.scene import Row, Scene, play
 from llama_export.parity.soft_prompt import soft_prompt_past
-from llama_export.parity.stored_weights import stored_weights
+from llama_export.parity.stored_weights import coarsest_blocks, stored_weights
 from llama_export.parity.tolerances import TOLERANCES, Quantity, Tolerance, rounding_of
 from llama_export.parity.weight_values import compare_weights
 from llama_export.progress import byte_progress
@@ -84,7 +84,6 @@ class Evidence:
     ) -> None:
         self.folder, self.manifest, self.checkpoint = folder, manifest, checkpoint
         self.config, self.quick, self.threads = _for_texts(checkpoint), quick, threads
-        self.rounding = rounding_of(checkpoint.dtype, manifest.precision)
         tokenizer = None
         if manifest.tokenizer is not None:
             tokenizer = open_tokenizer(folder, manifest.tokenizer, manifest.tokens)
@@ -95,7 +94,9 @@ class Evidence:
         self.workload: Workload = workload(self.config, values, len(self.prompts))
         self.text = choose_text(self.config, tokenizer, texts, self.workload.text_tokens)
         self.passages = choose_passages(self.config, tokenizer, texts)
-        self.stored = stored_weights(folder, manifest)
+        self.stored = stored_weights(folder, manifest, checkpoint.config)
+        coarsest = coarsest_blocks(self.stored.values())
+        self.rounding = coarsest or rounding_of(checkpoint.dtype, manifest.precision)
         self._weights: Future[list[TensorDifference]] = pool.submit(compare_weights, self.stored, checkpoint)
         self.session: Session = open_session(folder, manifest, threads=threads, widen_at_load=False)
         self._batch: Future[list[Outputs]] | None = None if quick else pool.submit(self._play_batch)

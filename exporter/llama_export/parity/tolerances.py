@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from llama_export.weights.plan import PRECISIONS
+from llama_export.weights.precision import BITS, PRECISIONS
 
 Quantity = Literal[
     "texts",
@@ -56,6 +56,10 @@ _SUMS = "the same weights, float32 sums in another order"
 _BITS16 = "weights rounded to float16's 11 significant bits"
 _BITS8 = "weights rounded to bfloat16's 8 significant bits"
 _TIES = "; a model with random weights hesitates often"
+_IN_BLOCKS = "every block is the checkpoint's, within what rounding to its codes can do"
+_ACTIVATIONS = "activations rounded to int8, 32 to 128 of them by one scale"
+_INT8 = "weights rounded to 8 bits, and activations"
+_INT4 = "weights rounded to 4 bits, and activations to 8"
 
 # What every precision owes: it is compared with the reference on the weights that it stores.
 _COMPUTED: dict[Quantity, Tolerance] = {
@@ -85,11 +89,35 @@ TOLERANCES: dict[tuple[str, str], dict[Quantity, Tolerance]] = {
         "labels": Tolerance(0.25, _BITS8 + _TIES, 5e-2),
         "cosine": Tolerance(2e-3, _BITS8, 4e-4),
     },
+    ("int8", "onnxruntime-cpu"): _COMPUTED
+    | {
+        "weights": Tolerance(0, _IN_BLOCKS, 0),
+        "logits": Tolerance(0.25, _ACTIVATIONS, 0.09),
+        "rounding": Tolerance(0.4, _INT8, 0.1),
+        "kl": Tolerance(0.1, _INT8, 0.02),
+        "top1": Tolerance(0.3, _INT8, 0.08),
+        "perplexity": Tolerance(0.15, _INT8, 0.03),
+        "labels": Tolerance(0.3, _INT8, 0.06),
+        "cosine": Tolerance(0.02, _INT8, 0.003),
+    },
+    ("int4", "onnxruntime-cpu"): _COMPUTED
+    | {
+        "weights": Tolerance(0, _IN_BLOCKS, 0),
+        "logits": Tolerance(0.25, _ACTIVATIONS, 0.09),
+        "rounding": Tolerance(2, _INT4, 0.8),
+        "kl": Tolerance(4, _INT4, 1.1),
+        "top1": Tolerance(0.98, _INT4, 0.49),
+        "perplexity": Tolerance(1, _INT4, 0.4),
+        "labels": Tolerance(0.6, _INT4, 0.25),
+        "cosine": Tolerance(0.6, _INT4, 0.26),
+    },
 }
 """By what the weights lost on their way into the bundle, and by what runs it."""
 
 
 def rounding_of(source: torch.dtype, precision: str) -> str:
     """What weights of one dtype lose when they are stored as ``precision``: ``"exact"`` is nothing."""
+    if precision in BITS:
+        return precision
     stored = PRECISIONS[precision]
     return "exact" if stored in (source, torch.float32) else precision

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from llama_export.checkpoint import Checkpoint, LazyTensor, StoredTensor, nonfinite
 from llama_export.errors import BundleError
+from llama_export.parity.quantized_tensor import QuantizedTensor, compare_quantized
 from llama_export.parity.report import TensorDifference
+from llama_export.parity.stored_weights import StoredWeight
 
 
-def compare_weights(stored: Mapping[str, StoredTensor], checkpoint: Checkpoint) -> list[TensorDifference]:
-    """Compare every weight with the checkpoint's, cast to the stored dtype.
+def compare_weights(stored: Mapping[str, StoredWeight], checkpoint: Checkpoint) -> list[TensorDifference]:
+    """Compare every weight with the checkpoint's, cast to the stored dtype, or within what its bits allow.
 
     Bytes that are the checkpoint's own (a hard link, at the same place) need no reading.
 
@@ -34,10 +36,12 @@ def compare_weights(stored: Mapping[str, StoredTensor], checkpoint: Checkpoint) 
     return [_compare(stored[name], source) for name, source in checkpoint.tensors.items()]
 
 
-def _compare(candidate: StoredTensor, source: LazyTensor) -> TensorDifference:
+def _compare(candidate: StoredWeight, source: LazyTensor) -> TensorDifference:
     values = math.prod(source.shape)
     if candidate.shape != source.shape:
         return TensorDifference(candidate.name, values, values, math.inf)
+    if isinstance(candidate, QuantizedTensor):
+        return compare_quantized(candidate, source)
     if isinstance(source, StoredTensor) and _same_bytes(candidate, source):
         return TensorDifference(candidate.name, values, 0, 0.0)
     differing, largest, begin = 0, 0.0, 0

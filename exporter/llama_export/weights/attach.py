@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 import torch
 
-from llama_export.graph.passes import store_weights_as
-from llama_export.weights.plan import WeightPlan
+from llama_export.graph.passes import (
+    BlockLayout,
+    join_projections,
+    store_weights_as,
+    store_weights_in_blocks,
+)
+from llama_export.weights.plan import PlacedWeight, WeightPlan
 
 _IR_DTYPES = {
     torch.float32: ir.DataType.FLOAT,
     torch.float16: ir.DataType.FLOAT16,
     torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.uint8: ir.DataType.UINT8,
 }
 
 
@@ -22,14 +29,46 @@ def attach_weights(model: ir.Model, plan: WeightPlan) -> None:
         model: As ``build_graph`` or ``build_embedding`` returns it; changed in place.
         plan: Where the weights stand; those that the graph has no use for are left out.
     """
-    weights = {name: weight for name, weight in plan.weights.items() if name in model.graph.initializers}
-    store_weights_as(model.graph, {name: _IR_DTYPES[weight.dtype] for name, weight in weights.items()})
-    for name, weight in weights.items():
-        model.graph.initializers[name].const_value = ir.ExternalTensor(
-            weight.location,
-            weight.offset,
-            weight.nbytes,
-            _IR_DTYPES[weight.dtype],
-            shape=ir.Shape(weight.source.shape),
-            name=name,
-        )
+    graph = model.graph
+    join_projections(graph, plan.joined)
+    weights = {name: weight for name, weight in plan.weights.items() if name in graph.initializers}
+    plain = {name: weight for name, weight in weights.items() if weight.blocks is None}
+    store_weights_as(graph, {name: _IR_DTYPES[weight.dtype] for name, weight in plain.items()})
+    for name, weight in plain.items():
+        _attach(graph, name, weight.dtype, weight.source.shape, weight, weight.offset, weight.nbytes)
+    layouts = {
+        name: BlockLayout(weight.blocks.bits, weight.blocks.size, not weight.blocks.symmetric)
+        for name, weight in weights.items()
+        if weight.blocks is not None
+    }
+    store_weights_in_blocks(graph, layouts)
+    for name in layouts:
+        _attach_parts(graph, name, weights[name])
+    if layouts:
+        common_passes.RemoveUnusedNodesPass()(model)  # what shaped the products that are now one
+
+
+def _attach_parts(graph: ir.Graph, name: str, weight: PlacedWeight) -> None:
+    for part, offset in weight.parts:
+        full, rows = name + part.suffix, f"{name}{part.suffix}_rows"
+        if full in graph.initializers:
+            _attach(graph, full, part.dtype, part.shape, weight, offset, part.nbytes)
+        if rows in graph.initializers:  # the same bytes, without an axis for blocks
+            shape = (part.shape[0], part.nbytes // part.shape[0])
+            _attach(graph, rows, part.dtype, shape, weight, offset, part.nbytes)
+
+
+def _attach(
+    graph: ir.Graph,
+    name: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    weight: PlacedWeight,
+    offset: int,
+    nbytes: int,
+) -> None:
+    value, tensor = graph.initializers[name], ir.Shape(shape)
+    value.shape = tensor
+    value.const_value = ir.ExternalTensor(
+        weight.location, offset, nbytes, _IR_DTYPES[dtype], shape=tensor, name=name
+    )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from llama_export.checkpoint import Checkpoint, LazyTensor
-from llama_export.weights.plan import PRECISION_OF, PlacedWeight, WeightPlan, in_file_order
+from llama_export.weights.plan import PlacedWeight, WeightPlan, in_file_order
+from llama_export.weights.precision import PRECISION_OF
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

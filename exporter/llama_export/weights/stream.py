@@ -1,9 +1,12 @@
-"""One pass over the checkpoint's bytes: hash, check, cast, write; never more than a few pieces in memory."""
+"""One pass over the checkpoint's bytes: hash, check, cast or quantize, write; a few pieces in memory."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +15,11 @@ from torch import Tensor
 from llama_export.checkpoint import Checkpoint, nonfinite
 from llama_export.checkpoint.tensor import PIECE_BYTES, read_bytes
 from llama_export.errors import CheckpointError, OptionError
+from llama_export.quantize import METHODS, gptq, quantize
+from llama_export.quantize.calibration import Calibration
+from llama_export.quantize.methods import search_scales
 from llama_export.weights.background import InBackground
+from llama_export.weights.matrix_writer import MatrixWriter, QuantizeRows
 from llama_export.weights.plan import WeightPlan
 from llama_export.weights.sink import FileDigest, Sink, memory
 
@@ -20,7 +27,11 @@ Advance = Callable[[int], None]
 
 
 def write_weights(
-    checkpoint: Checkpoint, plan: WeightPlan, folder: Path, advance: Advance
+    checkpoint: Checkpoint,
+    plan: WeightPlan,
+    folder: Path,
+    advance: Advance,
+    calibration: Calibration | None = None,
 ) -> tuple[dict[Path, FileDigest], dict[str, FileDigest]]:
     """Read every byte of the checkpoint, hash the files, refuse bad values and write what the plan writes.
 
@@ -31,6 +42,7 @@ def write_weights(
         plan: Where the weights go; linked ones are only read.
         folder: Where the data files are written.
         advance: Called with the number of source bytes done, for progress.
+        calibration: What GPTQ needs.
 
     Returns:
         The digest of each source file, and of each data file that was written, by location.
@@ -40,7 +52,8 @@ def write_weights(
         OptionError: A value does not fit float16.
     """
     written = [location for location, file in plan.data_files.items() if file is None]
-    with InBackground() as hasher, InBackground() as writer, InBackground() as disk:
+    cores = ThreadPoolExecutor(os.cpu_count())  # without a thread until something is quantized
+    with InBackground() as hasher, InBackground() as writer, InBackground() as disk, cores as pool:
         source = _HashedFiles(checkpoint.weight_files, hasher, advance)
         sinks = {name: Sink(folder / name, plan.headers.get(name, b""), disk) for name in written}
         previous = None
@@ -50,10 +63,17 @@ def write_weights(
                 if previous is not None and previous is not sink:
                     writer.submit(previous.flush)
                 previous = sink
+                matrix = None
+                if sink is not None and placed.blocks is not None:
+                    matrix = MatrixWriter(name, placed, sink, _quantizer(plan, name, calibration), pool)
                 for values in placed.source.pieces(source.read):
                     _refuse_nonfinite(values, name, placed.source.stored[0].file)
-                    if sink is not None:
+                    if matrix is not None:
+                        writer.submit(matrix.write, matrix.quantize(values))
+                    elif sink is not None:
                         writer.submit(sink.write, placed.offset, name, _cast(values, placed.dtype, name))
+                if matrix is not None:
+                    writer.submit(matrix.finish)
             digests = source.finish()
             for sink in sinks.values():
                 writer.submit(sink.flush)
@@ -65,6 +85,16 @@ def write_weights(
             for sink in sinks.values():
                 sink.close()
     return digests, {location: sink.digest() for location, sink in sinks.items()}
+
+
+def _quantizer(plan: WeightPlan, name: str, calibration: Calibration | None) -> QuantizeRows:
+    """How the rows of a matrix are quantized."""
+    assert plan.quantization is not None
+    blocks = plan.weights[name].blocks
+    feedback = calibration.feedback(name) if calibration and blocks and blocks.bits < 8 else None
+    if feedback is not None:
+        return partial(gptq, feedback=feedback)
+    return partial(quantize, method=METHODS.get(plan.quantization.method, search_scales))
 
 
 class _HashedFiles:

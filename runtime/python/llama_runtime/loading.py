@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,21 @@ def session_options(onnxruntime: Any, folder: Path, manifest: Manifest, threads:
     if data_folder.resolve() != (folder / manifest.model.path).parent.resolve():
         options.add_session_config_entry(DATA_FOLDER, str(data_folder.resolve()))
     return options
+
+
+def record(options: Any) -> None:
+    """Have a session write down how long every operator takes."""
+    options.enable_profiling = True
+    options.profile_file_prefix = str(Path(tempfile.gettempdir()) / "llama-export-profile")
+
+
+def recorded(inference: Any) -> str:
+    """What a session has written down, as JSON in Chrome's trace format; its file is removed."""
+    with running():
+        file = Path(inference.end_profiling())
+    content = file.read_text(encoding="utf-8")
+    file.unlink()
+    return content
 
 
 def check_contract(path: Path, inference: Any, manifest: Manifest) -> None:

@@ -167,6 +167,7 @@ class Manifest:
     created_with: dict[str, str]
     task: str
     precision: str
+    step_weight_bytes: int | None = None
     weights: Literal["link", "copy", "beside"]
     attention: Literal["eager", "sdpa", "flash"]
     model: Graph

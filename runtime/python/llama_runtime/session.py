@@ -23,6 +23,8 @@ from llama_runtime.loading import (
     check_contract,
     load_embedding,
     load_graph,
+    record,
+    recorded,
     running,
     session_options,
 )
@@ -36,8 +38,7 @@ CHUNK_TOKENS = 512
 class Session:
     """A loaded graph: NumPy in, NumPy out.
 
-    It holds no conversation, so any number of threads may share it, each with caches of its own; a cache
-    that two threads use at once is refused.
+    It holds no conversation, so any number of threads may share it, each with caches of its own.
     """
 
     def __init__(
@@ -214,14 +215,17 @@ class Session:
             embedded: np.ndarray = self._embedding.run([EMBEDS], {"input_ids": token_ids})[0]
         return embedded
 
+    def end_profiling(self) -> str:
+        """What was recorded of a session opened with ``profile``: JSON, Chrome's trace format."""
+        return recorded(self._inference)
+
     def run(
         self, feeds: dict[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         """Run the graph itself, as any user of ONNX Runtime would.
 
         Args:
-            feeds: Every input of the manifest, by name; padded batches are allowed here. ``input_ids`` do
-                for ``inputs_embeds``.
+            feeds: Every input of the manifest; padded batches are allowed. ``input_ids`` do for embeddings.
             outputs: Which are wanted; None is all.
 
         Raises:
@@ -269,7 +273,12 @@ class Session:
 
 
 def open_session(
-    folder: Path, manifest: Manifest, *, threads: int | None = None, widen_at_load: bool = True
+    folder: Path,
+    manifest: Manifest,
+    *,
+    threads: int | None = None,
+    widen_at_load: bool = True,
+    profile: bool = False,
 ) -> Session:
     """Load the bundle's graph with ONNX Runtime.
 
@@ -279,6 +288,7 @@ def open_session(
         threads: For the arithmetic; None is every physical core this process may use.
         widen_at_load: Convert 16-bit weights to float32 once, at load. False converts them in every run:
             a session that runs a few times only (a self-test) is then ready at once and stays small.
+        profile: Record every operator, for ``end_profiling``.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -294,6 +304,8 @@ def open_session(
         hint = "pip install 'llama-export[cpu]'"
         raise MissingExtraError(f"onnxruntime is not installed ({error})", hint) from None
     options = session_options(onnxruntime, folder, manifest, threads or available_cores())
+    if profile:
+        record(options)
     path = folder / manifest.model.path
     inference = load_graph(onnxruntime, path, options, path, None if widen_at_load else ["ConstantFolding"])
     check_contract(path, inference, manifest)

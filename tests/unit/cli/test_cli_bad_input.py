@@ -231,6 +231,62 @@ def test_options_that_contradict_each_other(talking, tmp_path):
     assert "--weights copy" in result.stderr
 
 
+QUANTIZED = {
+    "linked": (["--precision", "int4", "--weights", "link"], ("--weights link keeps", "--precision int4")),
+    "beside": (["--precision", "int8", "--weights", "beside"], ("--weights beside keeps", "int8")),
+    "block size of floats": (
+        ["--block-size", "32"],
+        ("block_size is for quantized matrices", "no precision"),
+    ),
+    "asymmetric floats": (["--asymmetric", "--precision", "float32"], ("asymmetric", "precision is float32")),
+    "no such module": (
+        ["--precision", "int4", "--keep", "lm_haed=int8"],
+        ("'lm_haed'", "no matrix", "matches"),
+    ),
+    "a norm": (["--precision", "int4", "--keep", "model.norm=int8"], ("'model.norm'", "no matrix")),
+    "no precision": (["--precision", "int4", "--keep", "lm_head"], ("'lm_head'", "pattern=precision")),
+    "no such precision": (
+        ["--precision", "int4", "--keep", "lm_head=int2"],
+        ("'lm_head=int2'", "int4, int8"),
+    ),
+}
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["export", "dry run"])
+@pytest.mark.parametrize(("options", "words"), QUANTIZED.values(), ids=QUANTIZED)
+def test_quantization_that_cannot_be(talking, tmp_path, options, words, dry):
+    result = CliRunner().invoke(main, ["onnx", str(talking), str(tmp_path / "o"), *options, *dry])
+    refused(result, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+CALIBRATIONS = {
+    "missing": (None, "cannot be read"),
+    "empty": (b"", "holds 0 tokens, calibration needs at least one window"),
+    "short": (b"a fox", "calibration needs at least one window"),
+    "not UTF-8": (b"\xff\xfe fox", "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), CALIBRATIONS.values(), ids=CALIBRATIONS)
+def test_a_text_that_cannot_calibrate(talking, tmp_path, content, words):
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_bytes(content)
+    options = ["--precision", "int4", "--calibration", str(file), "--dry-run"]
+    refused(CliRunner().invoke(main, ["onnx", str(talking), str(tmp_path / "o"), *options]), str(file), words)
+
+
+@pytest.mark.parametrize(
+    "options", [["--quantizer", "gptq"], ["--quantizer", "search", "--calibration", "x"]]
+)
+def test_gptq_and_its_text_go_together(talking, tmp_path, options):
+    result = CliRunner().invoke(
+        main, ["onnx", str(talking), str(tmp_path / "o"), "--precision", "int4", *options]
+    )
+    refused(result, "quantizer gptq and a text to calibrate with go together")
+
+
 @pytest.mark.parametrize("path", ["sdpa", "flash"])
 def test_attentions_are_refused_where_nothing_computes_them(talking, tmp_path, path):
     options = ["--attention", path, "--attentions"]
@@ -265,6 +321,20 @@ RECIPES = {
     "a list": ('weights = ["link"]', ("weights is ['link']", "link, copy, beside")),
     "bad precision": ('precision = "int3"', ("precision is 'int3'", "float32")),
     "verify is a number": ("verify = 1", ("verify is 1", "true or false")),
+    "bad block size": ('precision = "int4"\nblock_size = 48', ("block size is 48", "32, 64, 128")),
+    "no block size": ('precision = "int4"\nblock_size = 0', ("block size is 0", "32, 64, 128")),
+    "keep is a table": (
+        'precision = "int4"\nkeep = {lm_head = "int8"}',
+        ("keep is {'lm_head': 'int8'}", "text"),
+    ),
+    "bad quantizer": (
+        'precision = "int8"\nquantizer = ["best"]',
+        ("quantizer is ['best']", "search, nearest"),
+    ),
+    "asymmetric is a word": (
+        'precision = "int8"\nasymmetric = "yes"',
+        ("asymmetric is 'yes'", "true or false"),
+    ),
     "bad states": ('hidden_states = "first"', ("hidden_states is 'first'", "last, all")),
     "embeds is a word": ('inputs_embeds = "yes"', ("inputs_embeds is 'yes'", "true or false")),
     "not TOML": ("attention: sdpa", ("not TOML",)),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import click
 import pytest
@@ -26,7 +27,7 @@ REPO = Path(__file__).parents[3]
 PROMPT = "once upon a time"
 COMMANDS = [
     *("onnx", "convert", "verify", "inspect", "run"),
-    *("embed", "classify", "tag", "answer", "selftest"),
+    *("embed", "classify", "tag", "answer", "selftest", "bench"),
 ]
 
 
@@ -138,6 +139,7 @@ def test_options_win_over_the_recipe(quick_graphs, checkpoint, tmp_path):
     assert plan["recipe"] == {
         "attention": "sdpa", "weights": "copy", "precision": "float16", "verify": False,
         "adapters": [], "task": None, "hidden_states": "last", "attentions": False, "inputs_embeds": False,
+        "block_size": None, "asymmetric": False, "keep": None, "quantizer": None, "calibration": None,
     }  # fmt: skip
     options = ["--attention", "eager", "--precision", "float32", "--verify"]
     options += ["--hidden-states", "all", "--attentions", "--inputs-embeds"]
@@ -145,6 +147,7 @@ def test_options_win_over_the_recipe(quick_graphs, checkpoint, tmp_path):
     assert plan["recipe"] == {
         "attention": "eager", "weights": "copy", "precision": "float32", "verify": True,
         "adapters": [], "task": None, "hidden_states": "all", "attentions": True, "inputs_embeds": True,
+        "block_size": None, "asymmetric": False, "keep": None, "quantizer": None, "calibration": None,
     }  # fmt: skip
 
 
@@ -540,3 +543,31 @@ def test_progress_is_for_terminals(talking, talking_bundle, tmp_path):
     assert b"hashes" in shown
     assert stdout.startswith(b"ok ")
     assert b"\x1b" not in stdout
+
+
+# bench
+
+
+def test_bench(talking_bundle, tmp_path):
+    counts = ["--prompt-tokens", 4, "--new-tokens", 5, "--prefill-tokens", 8, "--repeats", 1, "--threads", 1]
+    text = quietly("bench", talking_bundle, *counts, "--profile", "--plot", tmp_path / "tokens.svg")
+    assert [line.split()[0] for line in text.splitlines()][:5] == [
+        *("bundle", "start", "prefill", "decode", "bandwidth"),
+    ]
+    assert "GroupQueryAttention" in text
+    plot = ElementTree.parse(tmp_path / "tokens.svg").getroot()
+    (line,) = plot.iter("{http://www.w3.org/2000/svg}polyline")
+    assert len(line.attrib["points"].split()) == 5
+
+
+def test_bench_json(talking_bundle):
+    counts = ["--prompt-tokens", 4, "--new-tokens", 5, "--prefill-tokens", 8, "--repeats", 1]
+    facts = json.loads(quietly("bench", talking_bundle, *counts, "--json"))
+    assert facts["new_tokens"] == 5 and facts["decode_ms"]["median"] > 0
+    assert facts["step_bytes"] > 0 and facts["bandwidth_share"] > 0
+
+
+def test_bench_of_a_plot_that_cannot_be_written(talking_bundle, tmp_path):
+    counts = ["--prompt-tokens", 4, "--new-tokens", 5, "--prefill-tokens", 8, "--repeats", 1]
+    result = succeed("bench", talking_bundle, *counts, "--plot", tmp_path / "no/such/plot.svg", code=2)
+    assert "cannot be written" in result.stderr

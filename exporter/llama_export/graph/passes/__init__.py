@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from llama_export.graph.passes.blocks import BlockLayout, store_weights_in_blocks
+from llama_export.graph.passes.projections import PROJECTIONS, join_projections
 from llama_export.graph.passes.reshape import simplify_reshapes
 from llama_export.graph.passes.residual_norm import fuse_residual_norm
 from llama_export.graph.passes.storage import store_weights_as
 
-__all__ = ["fuse_residual_norm", "simplify_reshapes", "store_weights_as"]
+__all__ = [
+    "PROJECTIONS",
+    "BlockLayout",
+    "fuse_residual_norm",
+    "join_projections",
+    "simplify_reshapes",
+    "store_weights_as",
+    "store_weights_in_blocks",
+]

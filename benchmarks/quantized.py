@@ -1,0 +1,168 @@
+"""int8 and int4: exports of one bfloat16 checkpoint, and generating with them, ours and the peers'."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import environments
+import peers
+from checkpoints import Shape
+from conversion import Export, ours, remove, run_export, size
+from environments import InstallError, python
+from exports import Exported, Exports
+from measure import last_error
+from rounds import Candidate, Outcome, Sample, interleave
+from speed import Runtime, generate
+
+LLAMA_CPP_RUNTIME = (peers.LLAMA_CPP, "numpy")  # no wheel on PyPI: built here, for this processor
+OPENVINO = ("openvino-genai==2026.0.0.0", "optimum-intel[openvino]==1.27.0")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized export and what runs it.
+
+    Attributes:
+        name: As the tables show it.
+        export: How it is made.
+        interpreter: Of the script that runs it.
+        script: In ``workers``.
+    """
+
+    name: str
+    export: Export
+    interpreter: Path
+    script: str
+
+
+def candidates(cache: Path, without: frozenset[str]) -> tuple[list[Quantized], dict[str, str]]:
+    """Everything that is measured, and why the rest cannot be.
+
+    Args:
+        cache: Holds the peers' environments.
+        without: Names of peers to leave out.
+    """
+    script, here = "generate_ours.py", Path(sys.executable)
+    found = [
+        Quantized(name, ours(name, "--precision", precision, *options, "--no-verify"), here, script)
+        for name, precision, options in (
+            ("ours, int4 block 32", "int4", ()),
+            ("ours, int4 block 128", "int4", ("--block-size", "128")),
+            ("ours, int8 block 32", "int8", ()),
+            ("ours, int8 block 128", "int8", ("--block-size", "128")),
+        )
+    ]
+    missing: dict[str, str] = {}
+    makers: dict[str, Callable[[Path], list[Quantized]]] = {
+        "onnxruntime-genai": _genai,
+        "llama.cpp": _llama_cpp,
+        "openvino": _openvino,
+    }
+    for name, make in makers.items():
+        if name in without:
+            missing[name] = "left out by --without"
+            continue
+        try:
+            found += make(cache)
+        except InstallError as error:
+            missing[name] = f"cannot be installed: {error}"
+    return found, missing
+
+
+def _genai(cache: Path) -> list[Quantized]:
+    env = peers.install(peers.GENAI, cache)
+
+    def export(precision: str) -> Export:
+        def command(checkpoint: Path, output: Path) -> list[str | Path]:
+            builder = [python(env), "-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", output]
+            options = ["-p", precision, "-e", "cpu", "-c", output.with_suffix(".cache")]
+            return [*builder, *options, "--extra_options", "int4_block_size=32", "int4_accuracy_level=4"]
+
+        return Export(f"onnxruntime-genai, {precision}", command)
+
+    made = [export("int4"), export("int8")]
+    return [Quantized(e.name, e, python(env), "generate_genai.py") for e in made]
+
+
+def _llama_cpp(cache: Path) -> list[Quantized]:
+    converter = peers.install(peers.LLAMACPP, cache)
+    env = environments.make("llama-cpp-python", LLAMA_CPP_RUNTIME, cache, torch=False)
+
+    def export(kind: str) -> Export:
+        def command(checkpoint: Path, output: Path) -> list[str | Path]:
+            script = peers.WORKERS / "quantize_llama_cpp.py"
+            convert = converter / "llama.cpp" / "convert_hf_to_gguf.py"
+            return [python(env), script, python(converter), convert, checkpoint, output, kind]
+
+        return Export(f"llama.cpp, {kind}", command)
+
+    made = [export(kind) for kind in ("Q4_0", "Q4_K_M", "Q8_0")]
+    return [Quantized(e.name, e, python(env), "generate_llama_cpp.py") for e in made]
+
+
+def _openvino(cache: Path) -> list[Quantized]:
+    env = environments.make("openvino", OPENVINO, cache)
+
+    def export(precision: str) -> Export:
+        def command(checkpoint: Path, output: Path) -> list[str | Path]:
+            cli = [env / "bin" / "optimum-cli", "export", "openvino", "--model", checkpoint]
+            return [*cli, "--task", "text-generation-with-past", "--weight-format", precision, output]
+
+        return Export(f"OpenVINO GenAI, {precision}", command)
+
+    made = [export("int4"), export("int8")]
+    return [Quantized(e.name, e, python(env), "generate_openvino.py") for e in made]
+
+
+def bench(
+    shape: Shape,
+    checkpoint: Path,
+    work: Path,
+    exports: Exports,
+    found: list[Quantized],
+    repeats: int,
+    new_tokens: int,
+) -> tuple[dict[str, Outcome], dict[str, Outcome], dict[str, list[int]]]:
+    """Export each in turn, then generate with each in turn.
+
+    Args:
+        shape: Of the checkpoint.
+        checkpoint: bfloat16.
+        work: Where exports that are timed stand for a moment.
+        exports: Holds those that generate.
+        found: What is measured.
+        repeats: Rounds of generating; exports take half as many.
+        new_tokens: Generated after the prompt.
+
+    Returns:
+        Outcomes of exports and of generating, and the tokens that each generated.
+    """
+    output = work / "quantized"
+    tokens: dict[str, list[int]] = {}
+
+    def convert(candidate: Quantized) -> Sample:
+        measured = run_export(candidate.export, checkpoint, output)
+        written = size(output)
+        remove(output)
+        if measured.returncode:
+            raise RuntimeError(last_error(measured))
+        return {"seconds": measured.seconds, "output_bytes": written} | measured.conditions()
+
+    def run(candidate: Quantized, exported: Exported) -> Sample:
+        runtime = Runtime(
+            candidate.name, candidate.export, checkpoint, candidate.interpreter, candidate.script
+        )
+        generated, sample = generate(runtime, exported.require(), shape.vocab_size, new_tokens)
+        tokens[candidate.name] = generated
+        return sample
+
+    generating = []
+    for candidate in found:
+        exported = exports.make(candidate.name, candidate.export, checkpoint)
+        generating.append(Candidate(candidate.name, lambda c=candidate, e=exported: run(c, e)))
+    generated = interleave(generating, repeats)
+    converted = interleave([Candidate(c.name, lambda c=c: convert(c)) for c in found], -(-repeats // 2))
+    return converted, generated, tokens

@@ -1,0 +1,33 @@
+"""Weights in blocks of a few bits: how they are laid out, and how the numbers of a block are found."""
+
+from __future__ import annotations
+
+from llama_export.quantize.blocks import (
+    BLOCK_SIZES,
+    Blocks,
+    Part,
+    Quantized,
+    dequantize,
+    in_blocks,
+    pack,
+    unpack,
+    within_bound,
+)
+from llama_export.quantize.gptq import gptq
+from llama_export.quantize.methods import METHODS, Method, quantize
+
+__all__ = [
+    "BLOCK_SIZES",
+    "METHODS",
+    "Blocks",
+    "Method",
+    "Part",
+    "Quantized",
+    "dequantize",
+    "gptq",
+    "in_blocks",
+    "pack",
+    "quantize",
+    "unpack",
+    "within_bound",
+]

@@ -1,0 +1,109 @@
+"""How the scale of a block is found. Each method works on whole rows, one row like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from llama_export.quantize.blocks import Blocks, Quantized, in_blocks
+
+Method = Callable[[Tensor, Blocks], Quantized]
+"""From [N, blocks, size] float32 values to their codes."""
+
+# The largest value of a block takes the last code, or would take one somewhat beyond it and is cut off, or
+# stays below it: five tries find nine tenths of what nineteen find (benchmarks/LOG.md).
+_STRETCHES = (-1.0, -0.5, 0.0, 0.6, 1.2)
+_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
+# Rows are worked on in pieces that stay in a core's own cache.
+_CACHED_VALUES = 1 << 16
+_SMALLEST = torch.finfo(torch.float32).tiny
+
+
+def quantize(rows: Tensor, blocks: Blocks, method: Method) -> Quantized:
+    """Quantize rows of a matrix.
+
+    Args:
+        rows: [N, K], any float dtype, finite.
+        blocks: The layout.
+        method: One of ``METHODS``.
+    """
+    step = max(_CACHED_VALUES // rows.shape[1], 1)
+    pieces = [method(in_blocks(piece.float(), blocks.size), blocks) for piece in torch.split(rows, step)]
+    if len(pieces) == 1:
+        return pieces[0]
+    zeros = [piece.zero_points for piece in pieces if piece.zero_points is not None]
+    return Quantized(
+        torch.cat([piece.codes for piece in pieces]),
+        torch.cat([piece.scales for piece in pieces]),
+        torch.cat(zeros) if zeros else None,
+    )
+
+
+def round_to_nearest(values: Tensor, blocks: Blocks) -> Quantized:
+    """The scale that lets the block's largest value, or smallest and largest, take the outermost codes."""
+    scales, zeros = next(_tries(values, blocks, (0.0,), (1.0,)))
+    return _quantized(_codes(values, _inverse(scales), zeros, blocks), scales, zeros, blocks)
+
+
+def search_scales(values: Tensor, blocks: Blocks) -> Quantized:
+    """Of a few scales, each made the best for its own codes by least squares, the one with the least error.
+
+    Eight bits are rounded: their error is a half percent, and a search takes off a twentieth of it.
+    """
+    if blocks.bits == 8:
+        return round_to_nearest(values, blocks)
+    best: tuple[Tensor, ...] | None = None
+    for scales, zeros in _tries(values, blocks, _STRETCHES, _SHRINKS):
+        inverse = _inverse(scales)
+        codes = _codes(values, inverse, zeros, blocks)
+        cross, square = (values * codes).sum(-1, keepdim=True), codes.square_().sum(-1, keepdim=True)
+        fit = cross * _inverse(square)
+        tried = (cross * fit, inverse, zeros, fit)  # the first is how much of the sum of squares is explained
+        if best is None:
+            best = tried
+            continue
+        better = tried[0] > best[0]
+        best = tuple(torch.where(better, new, old) for new, old in zip(tried, best, strict=True))
+    assert best is not None
+    _, inverse, zeros, scales = best
+    return _quantized(_codes(values, inverse, zeros, blocks), scales, zeros, blocks)
+
+
+METHODS: dict[str, Method] = {"search": search_scales, "nearest": round_to_nearest}
+
+
+def _tries(
+    values: Tensor, blocks: Blocks, stretches: tuple[float, ...], shrinks: tuple[float, ...]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scales and codes of zero that may be good ones, [N, blocks, 1] each."""
+    low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
+    if blocks.symmetric:
+        largest = torch.where(-low > high, low, high)
+        for stretch in stretches:
+            yield largest / -(blocks.middle + stretch), torch.full_like(largest, blocks.middle)
+        return
+    low, high = low.clamp_(max=0), high.clamp_(min=0)  # zero must have a code
+    for shrink in shrinks:
+        scales = (high - low) * (shrink / (2 * blocks.middle - 1))
+        yield scales, (low * -shrink * _inverse(scales)).round_().clamp_(0, 2 * blocks.middle - 1)
+
+
+def _codes(values: Tensor, inverse: Tensor, zeros: Tensor, blocks: Blocks) -> Tensor:
+    """The codes as numbers around zero: [N, blocks, size] float32."""
+    codes = (values * inverse).round_()
+    if blocks.symmetric:
+        return codes.clamp_(-blocks.middle, blocks.middle - 1)
+    return codes.add_(zeros).clamp_(0, 2 * blocks.middle - 1).sub_(zeros)
+
+
+def _quantized(codes: Tensor, scales: Tensor, zeros: Tensor, blocks: Blocks) -> Quantized:
+    stored_zeros = None if blocks.symmetric else zeros.squeeze(-1).to(torch.uint8)
+    return Quantized(codes.add_(zeros).to(torch.uint8), scales.squeeze(-1), stored_zeros)
+
+
+def _inverse(values: Tensor) -> Tensor:
+    """1 / values, and 0 where a block is all zeros, or too small for a scale."""
+    usable = values.abs() >= _SMALLEST
+    return torch.where(usable, values, 1).reciprocal_() * usable

@@ -97,35 +97,34 @@ def choose_precisions(
     ]
     wanted = _wanted(modules, checkpoint.config, quantization)
     chosen: dict[str, Blocks | torch.dtype] = {}
-    uneven: dict[tuple[int, str], dict[str, None]] = {}  # columns, what is done: modules, each once
+    uneven: dict[tuple[int, str], dict[str, None]] = {}  # columns and what is done about them: modules, once
     for name, tensor in checkpoint.tensors.items():
         module = name.removesuffix(".weight")
         precision = wanted.get(module, "float32")
         if precision in PRECISIONS:
             chosen[name] = PRECISIONS[precision]
             continue
-        columns, size = tensor.shape[1], quantization.block_size
-        if columns % size:
-            short = module.rpartition(".")[2]
-            if module == EMBEDDING:
-                fitting = [s for s in _GATHER_BLOCK_SIZES if s < size and columns % s == 0]
-                size = fitting[0] if fitting else 0
-                done = (
-                    f"the blocks have {size}" if fitting else "they stay float32, since no block divides them"
-                )
-            else:
-                done = "the last block of a row is shorter"
-            uneven.setdefault((columns, done), {})[short] = None
-        if size == 0:
-            chosen[name] = torch.float32
-            continue
-        chosen[name] = Blocks(BITS[precision], size, quantization.symmetric)
-    size = quantization.block_size
+        columns = tensor.shape[1]
+        size, done = _block_size(module == EMBEDDING, columns, quantization.block_size)
+        if done:
+            uneven.setdefault((columns, done), {})[module.rpartition(".")[2]] = None
+        chosen[name] = Blocks(BITS[precision], size, quantization.symmetric) if size else torch.float32
+    wished = quantization.block_size
     notes = tuple(
-        f"{', '.join(modules)}: rows of {columns} do not divide by the block size, {size}; {done}"
-        for (columns, done), modules in uneven.items()
+        f"{', '.join(short)}: rows of {columns} do not divide by the block size, {wished}; {done}"
+        for (columns, done), short in uneven.items()
     )
     return chosen, notes
+
+
+def _block_size(is_embedding: bool, columns: int, wished: int) -> tuple[int, str]:
+    """The size of a matrix's blocks, 0 for none, and what is done if the wished one does not divide it."""
+    if columns % wished == 0:
+        return wished, ""
+    if not is_embedding:
+        return wished, "the last block of a row is shorter"
+    size = next((s for s in _GATHER_BLOCK_SIZES if s < wished and columns % s == 0), 0)
+    return size, f"the blocks have {size}" if size else "they stay float32, since no block divides them"
 
 
 def _wanted(modules: list[str], config: LlamaConfig, quantization: Quantization) -> Mapping[str, str]:

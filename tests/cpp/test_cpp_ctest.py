@@ -34,7 +34,7 @@ def test_static(definitions):
 
 
 def test_shared(definitions, library):
-    folder = build("cpp-shared", *definitions, "-DLLAMA_RUNTIME_TESTS=ON")
+    folder = build("cpp-shared", *definitions)
     ctest(folder, {"abi", "example_c", "example_cpp", "consumer"})
     symbols = subprocess.run(
         ["nm", "-D", "--defined-only", folder / "libllama_runtime.so"],

@@ -28,7 +28,7 @@ def test_weights_beside(open_model, tmp_path, attention):
 @pytest.mark.parametrize("rope", ["dynamic", "longrope"])
 @pytest.mark.parametrize("attention", ["flash", "sdpa"])
 def test_angles_that_depend_on_the_length(open_model, tmp_path, rope, attention):
-    """A prompt that ends beyond the original context, in one run and in chunks, and decoding across its end."""
+    """A prompt that ends beyond the original context, in one run and in chunks; decoding across its end."""
     config = VARIANTS[rope]
     original = config.rope.original_max_position_embeddings
     folder = write_talking_checkpoint(tmp_path / "fox", config=config)

@@ -18,6 +18,7 @@ import llama_runtime
 from llama_export import pipeline
 from llama_export.errors import ParityError
 from llama_export.graph.contract import Extras
+from llama_export.parity.prompts import random_tokens
 from llama_export.recipe import Recipe
 from llama_runtime.session import open_session
 
@@ -101,6 +102,21 @@ def test_the_ladder_measured_them(made):
     assert made.result.report.passed
     assert ("hidden states" in measured) == (made.recipe.hidden_states is not None)
     assert ("attentions" in measured) == made.recipe.attentions
+    rounded = made.recipe.precision is not None
+    assert ("cosine" in measured) == (rounded and made.recipe.hidden_states is not None)
+
+
+def test_the_cosine_is_that_of_transformers(made, checkpoint_of):
+    (rung,) = [r for r in made.result.report.rungs if r.name == "cosine"] or [None]
+    if rung is None or rung.measured is None:
+        return
+    unrounded = transformers_model(checkpoint_of("mha_tied"))
+    ids = np.array([random_tokens(made.config, 128)])
+    got = expected(made.oracle, input_ids=ids)["last_hidden_state"][0].astype(np.float64)
+    want = expected(unrounded, input_ids=ids)["last_hidden_state"][0].astype(np.float64)
+    pairs = [(got.mean(axis=0), want.mean(axis=0)), (got[-1], want[-1])]
+    angles = [1 - g @ w / (np.linalg.norm(g) * np.linalg.norm(w)) for g, w in pairs]
+    assert rung.measured == pytest.approx(max(angles), rel=0.02, abs=1e-9)
 
 
 @pytest.mark.parametrize("chunk_tokens", [512, 7])

@@ -36,7 +36,7 @@ from llama_runtime.session import Session
 
 CONFIG = CONFIGS["gqa"]
 # Of a bundle that gives logits alone.
-EXTRAS = {"learned prompt", "hidden states", "attentions"}
+EXTRAS = {"learned prompt", "hidden states", "attentions", "cosine"}
 RUNGS = tuple(rung.name for rung in LADDER if rung.name not in EXTRAS)
 
 

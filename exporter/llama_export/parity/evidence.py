@@ -41,7 +41,7 @@ from llama_export.parity.stored_weights import coarsest_blocks, stored_weights
 from llama_export.parity.tolerances import TOLERANCES, Quantity, Tolerance, rounding_of
 from llama_export.parity.weight_values import compare_weights
 from llama_export.progress import byte_progress
-from llama_runtime.extras import Outputs
+from llama_runtime.extras import Outputs, hidden_state_names
 from llama_runtime.manifest import Manifest
 from llama_runtime.session import Session, open_session
 from llama_runtime.tokenizer import open_tokenizer
@@ -278,12 +278,35 @@ class Evidence:
         return [row | {LAST_HIDDEN_STATE: row[HIDDEN_STATES.format(i=count)]} for row in found]
 
     @cached_property
+    def _text_outputs(self) -> tuple[Outputs, Outputs]:
+        names, n = hidden_state_names(self.manifest)[-1:], len(self.text)
+        cache, ids = self.session.new_cache(capacity=n), np.array([self.text], np.int64)
+        got = self.session.prefill(ids, cache, all_logits=True, outputs=names)
+        want: Outputs = {}
+
+        def watch(row: int, name: str, values: Tensor) -> None:
+            if name == "model.norm":
+                want[names[0]] = values.numpy()
+
+        (want["logits"],) = self.reference(
+            *(self.read_source, [self.text], [[n]], [n], "unrounded"),
+            watch=watch if names else None,
+            pasts=[self.past],
+        )
+        return {name: array[0] for name, array in got.items()}, want
+
+    @property
     def text_logits(self) -> tuple[np.ndarray, np.ndarray]:
         """[T, V] logits of the text: the candidate's, and the reference's with the unrounded weights."""
-        cache = self.session.new_cache(capacity=len(self.text))
-        got = self.session.prefill(np.array([self.text], np.int64), cache, all_logits=True)[0]
-        n, texts = len(self.text), [self.text]
-        return got, self.reference(self.read_source, texts, [[n]], [n], "unrounded", pasts=[self.past])[0]
+        got, want = self._text_outputs
+        return got["logits"], want["logits"]
+
+    @property
+    def text_states(self) -> tuple[np.ndarray, np.ndarray]:
+        """[T, hidden_size] last hidden states of the text, where the bundle gives any: the same two."""
+        got, want = self._text_outputs
+        name = hidden_state_names(self.manifest)[-1]
+        return got[name], want[name]
 
     @property
     def wanted(self) -> list[np.ndarray]:

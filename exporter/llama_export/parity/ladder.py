@@ -74,6 +74,11 @@ def _rounded_embeddings(evidence: HeadEvidence) -> str | None:
     return _rounded(evidence) if unfit is None else unfit
 
 
+def _rounded_states(evidence: Evidence) -> str | None:
+    unfit = extras.no_hidden_states(evidence)
+    return _rounded(evidence) if unfit is None else unfit
+
+
 def _prompt_scene(evidence: Evidence) -> Scene:
     return evidence.prompt_scene
 
@@ -118,6 +123,7 @@ LADDER: tuple[Rung[Evidence], ...] = (
     Rung("KL divergence", "kl", rounding.measure_kl, _rounded),
     Rung("top-1 agreement", "top1", rounding.measure_top1, _rounded),
     Rung("perplexity", "perplexity", rounding.measure_perplexity, _rounded),
+    Rung("cosine", "cosine", extras.measure_cosine, _rounded_states),
 )
 
 

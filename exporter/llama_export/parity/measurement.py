@@ -31,6 +31,13 @@ def largest_difference(pairs: Pairs, scale: float) -> float:
     return largest if np.isfinite(largest) else float("inf")
 
 
+def embedding_angles(got: np.ndarray, want: np.ndarray) -> list[float]:
+    """1 less the cosine of the embeddings that [T, hidden_size] states give: their mean, and the last."""
+    g, w = (states.astype(np.float64) for states in (got, want))
+    pairs = ((g.mean(axis=0), w.mean(axis=0)), (g[-1], w[-1]))
+    return [1 - float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other))) for one, other in pairs]
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """[T, V] logits to log probabilities, in float64."""
     wide = logits.astype(np.float64)

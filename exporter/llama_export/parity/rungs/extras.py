@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llama_export.parity.evidence import Evidence
-from llama_export.parity.measurement import Measurement, largest_difference
+from llama_export.parity.measurement import Measurement, embedding_angles, largest_difference
 from llama_export.parity.scene import play
 from llama_runtime.extras import Outputs, attention_names, hidden_state_names
 
@@ -29,6 +29,12 @@ def measure_attentions(evidence: Evidence) -> Measurement:
     """Each prompt in chunks."""
     names = attention_names(evidence.manifest)
     return _compare(names, _in_chunks(evidence, names), evidence.wanted_extras)
+
+
+def measure_cosine(evidence: Evidence) -> Measurement:
+    """How far the text's embeddings are from those of the unrounded checkpoint."""
+    angles = embedding_angles(*evidence.text_states)
+    return Measurement(float(np.max(angles)), f"mean and last of {len(evidence.text)} tokens of text")
 
 
 def no_hidden_states(evidence: Evidence) -> str | None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from llama_export.model import HeadConfig
 from llama_export.parity.head_evidence import HeadEvidence
-from llama_export.parity.measurement import Measurement, largest_difference, log_softmax
+from llama_export.parity.measurement import Measurement, embedding_angles, largest_difference, log_softmax
 from llama_runtime.extras import Outputs
 
 
@@ -41,10 +41,9 @@ def measure_top1(evidence: HeadEvidence) -> Measurement:
 
 def measure_cosine(evidence: HeadEvidence) -> Measurement:
     """How far apart the embeddings of a text are: 1 less their cosine, the worst of mean and last token."""
-    angles = []
-    for got, want in zip(*evidence.passage_outputs, strict=True):
-        for g, w in zip(_embeddings(got), _embeddings(want), strict=True):
-            angles.append(1 - float(g @ w / (np.linalg.norm(g) * np.linalg.norm(w))))
+    name = "last_hidden_state"
+    both = zip(*evidence.passage_outputs, strict=True)
+    angles = [angle for got, want in both for angle in embedding_angles(got[name], want[name])]
     return Measurement(float(np.max(angles)), f"{len(angles)} embeddings of {len(evidence.passages)} texts")
 
 
@@ -59,12 +58,6 @@ def no_distribution(evidence: HeadEvidence) -> str | None:
 def no_embedding(evidence: HeadEvidence) -> str | None:
     """Nothing to say of a head that gives no embeddings."""
     return None if evidence.config.head.task == "feature-extraction" else ""
-
-
-def _embeddings(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and last token of [T, hidden_size], in float64."""
-    states = outputs["last_hidden_state"].astype(np.float64)
-    return states.mean(axis=0), states[-1]
 
 
 def _pairs(evidence: HeadEvidence) -> list[tuple[np.ndarray, np.ndarray]]:

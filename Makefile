@@ -99,7 +99,7 @@ $(VENV)/.run-ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.run-ready
-	@echo "set-up: pytest, ruff, mypy, transformers and other oracles for the tests (about 0.1 GB)"
+	@echo "set-up: pytest, ruff, mypy, transformers, tensorrt_rtx and other oracles for the tests (about 0.2 GB)"
 	@$(PIP) install -c constraints.txt -e '.[export,cpu,dev]'
 	@touch $@
 

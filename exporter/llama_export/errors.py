@@ -5,6 +5,7 @@
     │   └── ConfigError      config.json says something that we do not, or cannot, honour
     ├── OptionError          what was asked for contradicts itself, the checkpoint or the machine
     ├── BundleError          the output folder cannot be written or is not what it should be
+    ├── EngineError          a graph that TensorRT would refuse or compute wrongly, or a build that failed
     ├── MissingExtraError    an optional package is not installed
     └── ParityError          the export was made, but does not compute what the reference does (exit code 1)
 
@@ -45,6 +46,10 @@ class OptionError(LlamaExportError):
 
 class BundleError(LlamaExportError):
     """The output folder cannot be written, or what stands there is not a bundle."""
+
+
+class EngineError(LlamaExportError):
+    """A graph that TensorRT would refuse or silently compute wrongly, or an engine that cannot be built."""
 
 
 class MissingExtraError(LlamaExportError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,7 @@ def export(
     *,
     recipe: Recipe | None = None,
     force: bool = False,
+    finish: Callable[[Path, Manifest], Manifest] | None = None,
 ) -> Exported:
     """Export a checkpoint to a bundle; nothing is left behind unless it succeeds.
 
@@ -80,6 +82,7 @@ def export(
         output: The bundle's folder; default ``artifacts/<name>``, with ``beside`` the checkpoint's own.
         recipe: The choices; the default is exact: linked weights, flash path, verified.
         force: Replace an existing bundle.
+        finish: Adds to the staged bundle, verified or not, before it is published; gives its manifest.
 
     Raises:
         LlamaExportError: Bad input or output, with one sentence and a hint.
@@ -104,6 +107,8 @@ def export(
                     f"the failed bundle and parity.html, which shows where, are in {kept}",
                 )
             manifest = parity.record(stage.folder, manifest, report, target.name)
+        if finish is not None:
+            manifest = finish(stage.folder, manifest)
         if recipe.weights == "beside":
             beside.publish(stage.folder, target)
         else:

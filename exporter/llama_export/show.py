@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_export.conversion import Converted
+    from llama_export.engine.options import Limits
+    from llama_export.engine_export import EngineExported, EnginePlan
     from llama_export.parity import Report
     from llama_export.pipeline import Exported
     from llama_export.plan import ExportPlan
@@ -119,6 +121,57 @@ def _cost_lines(report: Report) -> list[str]:
     found = {rung.name: rung.measured for rung in report.rungs}
     said = [text.format(found[name]) for name, text in _COSTS.items() if found.get(name) is not None]
     return [f"rounding  against the checkpoint's own weights: {', '.join(said)}"] if said else []
+
+
+def engine_plan_lines(plan: EnginePlan) -> list[str]:
+    """What a build will do."""
+    lines = [
+        f"source    {plan.source}",
+        f"output    {plan.output}",
+        f"weights   {size(plan.weight_bytes)}, {plan.options.precision}",
+        f"limits    {_limits(plan.limits)}",
+    ]
+    if plan.limits.buckets:
+        lines.append(f"cache     {size(plan.cache_bytes)} on the GPU for {_rows(plan.limits.max_batch)}")
+    if plan.builder is None:
+        return [*lines, "builder   none: the graph alone is written"]
+    return [
+        *lines,
+        f"builder   {plan.builder}, for compute capability {', '.join(plan.compute_capabilities)}",
+        f"memory    about {size(plan.build_memory_bytes)} while it builds",
+    ]
+
+
+def engine_lines(exported: EngineExported) -> list[str]:
+    """What was built, and what to do next."""
+    engine, built = exported.added.engine, exported.added.built
+    entry = engine.plan or engine.onnx
+    lines = [
+        f"engine    {exported.output / entry.path}: {size(entry.size_bytes)}, {engine.precision}, "
+        f"{exported.seconds:.1f} s",
+        f"limits    {_limits(exported.plan.limits)}",
+    ]
+    if built is None:
+        return [*lines, "next      the graph is not built: llama-export trt without --onnx-only"]
+    lines.append(
+        f"built     in {built.seconds:.1f} s by {exported.plan.builder}, "
+        f"for compute capability {', '.join(engine.compute_capabilities)}"
+    )
+    if not built.fused:
+        lines.append(
+            "note      no fused kernel takes this shape and precision: attention is slower, not wrong"
+        )
+    command = _COMMANDS[engine.task].format(_pasted(exported.output))
+    return [*lines, f"next      llama-export {command} --device tensorrt"]
+
+
+def _limits(limits: Limits) -> str:
+    buckets = f"buckets {', '.join(map(str, limits.buckets))}, " if limits.buckets else ""
+    return f"{limits.max_seq} tokens, {buckets}chunks of {limits.prefill_chunk}, {_rows(limits.max_batch)}"
+
+
+def _rows(number: int) -> str:
+    return count(number, "row")
 
 
 def converted_lines(converted: Converted) -> list[str]:

@@ -27,7 +27,11 @@ ROOMS = {
         # A chat template is reduced to roles by what the runtime makes of it.
         *("llama_runtime.chat_template", "llama_runtime.errors", "llama_runtime.tokenizer"),
     },
-    "engine": {"graph.contract", "bundle", "progress", "llama_runtime.manifest"},
+    "engine": {
+        *("checkpoint", "graph", "model.config", "weights", "bundle", "progress", "parity.stored_weights"),
+        *("llama_runtime.engine_file", "llama_runtime.interface", "llama_runtime.manifest"),
+        "llama_runtime.tensorrt_library",
+    },
     # The design calls it verify/, which is the name of the function as well.
     "parity": {
         *("checkpoint", "model", "graph", "quantize", "weights", "tokenizer", "bundle", "progress"),
@@ -47,6 +51,7 @@ TOP = {
     "inspection": {"checkpoint", "weights", "llama_runtime.extras", "llama_runtime.manifest"},
     "pipeline": {*ROOMS, "progress", "recipe", "plan", "llama_runtime"},
     "conversion": {*ROOMS, "progress", "pipeline"},
+    "engine_export": {*ROOMS, "recipe", "pipeline", "llama_runtime"},
     "cli": {
         *ROOMS,
         "interruption",
@@ -56,6 +61,7 @@ TOP = {
         "pipeline",
         "progress",
         "conversion",
+        "engine_export",
         "show",
         "llama_runtime",
     },
@@ -140,7 +146,9 @@ def test_peers_and_oracles_are_for_tests_and_benchmarks(path):
     ("library", "file"),
     [
         ("onnxruntime", {"runtime/python/llama_runtime/session.py"}),
-        ("tensorrt", {"runtime/python/llama_runtime/tensorrt_session.py"}),
+        ("tensorrt", set()),
+        ("tensorrt_rtx", set()),
+        ("cuda", set()),
     ],
 )
 def test_an_inference_library_is_imported_in_one_file(library, file):

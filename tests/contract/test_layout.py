@@ -39,6 +39,7 @@ FOLDERS = [
             "weights",
             "tokenizer",
             "bundle",
+            "engine",
             "parity",
             "cli",
         )
@@ -57,7 +58,7 @@ FOLDERS = [
     "tests/other_runtimes",
 ]
 # Rooms that DESIGN.md has and that later work fills.
-LATER = {"engine", "kernels"}
+LATER = {"kernels"}
 TOP = {
     *(
         "pyproject.toml",

@@ -16,6 +16,7 @@ from llama_export.cli.onnx import onnx
 from llama_export.cli.run import run
 from llama_export.cli.selftest import selftest
 from llama_export.cli.tag import tag
+from llama_export.cli.trt import trt
 from llama_export.cli.verify import verify
 
 
@@ -42,5 +43,5 @@ def main() -> None:
     """  # noqa: D301  (the \\b that keeps the lines apart is click's, and must be a real one)
 
 
-for command in (onnx, convert, verify, inspect, run, embed, classify, tag, answer, selftest, bench):
+for command in (onnx, trt, convert, verify, inspect, run, embed, classify, tag, answer, selftest, bench):
     main.add_command(command)

@@ -72,3 +72,16 @@ def _attach(
     value.const_value = ir.ExternalTensor(
         weight.location, offset, nbytes, _IR_DTYPES[dtype], shape=tensor, name=name
     )
+
+
+def point_at_weights(model: ir.Model, plan: WeightPlan) -> None:
+    """Point a graph's weights at their bytes, where they have the plan's dtypes already.
+
+    Args:
+        model: As ``build_static_graph`` returns it; changed in place.
+        plan: Where the weights stand, none of them in blocks.
+    """
+    for name, weight in plan.weights.items():
+        if name in model.graph.initializers:
+            shape = weight.source.shape
+            _attach(model.graph, name, weight.dtype, shape, weight, weight.offset, weight.nbytes)

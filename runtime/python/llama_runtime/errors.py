@@ -8,6 +8,7 @@
     ├── CacheError           a saved cache is corrupt, or belongs to another bundle
     ├── OptionError          a sampling or generation option is out of range or contradicts another
     ├── SessionError         ONNX Runtime cannot open or run the bundle's graph
+    ├── EngineError          a TensorRT engine is missing, damaged, or made for another version or GPU
     ├── MissingExtraError    an optional package is not installed
     └── SelftestError        the bundle's known answers are not what it computes here (exit code 1)
 
@@ -60,6 +61,10 @@ class OptionError(LlamaRuntimeError):
 
 class SessionError(LlamaRuntimeError):
     """ONNX Runtime cannot open or run the bundle's graph."""
+
+
+class EngineError(LlamaRuntimeError):
+    """A TensorRT engine is missing, damaged, made for another version or GPU, or cannot run."""
 
 
 class MissingExtraError(LlamaRuntimeError):

@@ -1,0 +1,142 @@
+"""What is wanted of an engine, and what that means for one model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from llama_export.errors import OptionError
+from llama_export.model.config import LlamaConfig
+from llama_runtime.tensorrt_library import Wanted
+
+Precision = Literal["bf16", "fp16", "fp32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+NOT_YET = ("int8", "int4", "fp8")
+DTYPES: dict[Precision, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_DEFAULT_MAX_SEQ, _FIRST_BUCKET = 4096, 512
+_FUSED_HEAD_DIM = 8  # tried with TensorRT-RTX 1.7: it builds 40, 72 and 256, and fails at 10, 20 and 100
+# The least compute capability that has the arithmetic.
+_LEAST_CAPABILITY: dict[Precision, tuple[int, int]] = {"bf16": (8, 0), "fp16": (5, 3), "fp32": (5, 0)}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The choices of one engine.
+
+    Attributes:
+        precision: What it computes in, and of weights and cache.
+        max_seq: C, the longest text in tokens; None is the model's limit, at most 4096.
+        buckets: How many slots a decode may read; None is 512, 1024, ... up to ``max_seq``.
+        prefill_chunk: The most prompt tokens in one run.
+        max_batch: The most rows in one run.
+        builder: Which of the two products.
+        compute_capabilities: The GPUs to build for, such as ``("8.6", "8.9")``; empty is this machine's,
+            or where there is none, every one that the builder knows and the precision needs.
+        version_compatible: Let later minor versions of the product open the plan.
+
+    Raises:
+        OptionError: A value is out of range.
+    """
+
+    precision: Precision = "bf16"
+    max_seq: int | None = None
+    buckets: tuple[int, ...] | None = None
+    prefill_chunk: int = 512
+    max_batch: int = 1
+    builder: Wanted = "auto"
+    compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision in NOT_YET:
+            raise OptionError(
+                f"precision is {self.precision}, which engines do not have yet, only {', '.join(PRECISIONS)}",
+                "use --precision bf16",
+            )
+        if self.precision not in PRECISIONS:
+            raise OptionError(f"precision is {self.precision!r}, must be one of {', '.join(PRECISIONS)}")
+        for name in ("max_seq", "prefill_chunk", "max_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} is {value}, must be at least 1")
+        for capability in self.compute_capabilities:
+            self._check_capability(capability)
+
+    def _check_capability(self, capability: str) -> None:
+        parts = capability.split(".")
+        if len(parts) != 2 or not all(part.isdigit() for part in parts):
+            raise OptionError(
+                f"compute capability is {capability!r}, must be two numbers with a dot, such as 8.9",
+                "nvidia-smi --query-gpu=compute_cap --format=csv says a GPU's",
+            )
+        if not has_precision(capability, self.precision):
+            least = ".".join(map(str, _LEAST_CAPABILITY[self.precision]))
+            raise OptionError(
+                f"GPUs of compute capability {capability} have no {self.precision}, it needs {least} or more",
+                "use --precision fp16",
+            )
+
+
+def has_precision(capability: str, precision: Precision) -> bool:
+    """Whether a GPU of a compute capability computes in a precision."""
+    major, minor = map(int, capability.split("."))
+    return (major, minor) >= _LEAST_CAPABILITY[precision]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Shapes of the engine of one model; the names are those of ``EngineOptions``, nothing is open."""
+
+    max_seq: int
+    buckets: tuple[int, ...]
+    prefill_chunk: int
+    max_batch: int
+
+
+def limits(config: LlamaConfig, options: EngineOptions) -> Limits:
+    """Fill in what the options leave open.
+
+    Raises:
+        OptionError: More positions than the model has, heads that no kernel takes, buckets that do not rise
+            to ``max_seq``, or buckets for a model without a cache.
+    """
+    if config.head_dim % _FUSED_HEAD_DIM and options.precision != "fp32":
+        raise OptionError(
+            f"attention in {options.precision} needs a head_dim that is a multiple of {_FUSED_HEAD_DIM}, "
+            f"the checkpoint's is {config.head_dim}",
+            "use --precision fp32, which takes any",
+        )
+    context = config.context_length
+    max_seq = options.max_seq or min(context, _DEFAULT_MAX_SEQ)
+    if max_seq > context:
+        raise OptionError(
+            f"max_seq is {max_seq}, the model has {context} positions", f"use --max-seq {context} or less"
+        )
+    chunk = min(options.prefill_chunk, max_seq)
+    if not config.generates:
+        if options.buckets is not None:
+            raise OptionError(
+                f"buckets are for text-generation, the task is {config.head.task}, which has no cache",
+                "leave --buckets out",
+            )
+        return Limits(max_seq, (), chunk, options.max_batch)
+    buckets = _doubling(max_seq) if options.buckets is None else options.buckets
+    if not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets)):
+        raise OptionError(
+            f"buckets are {', '.join(map(str, buckets)) or 'empty'}, must be rising numbers from 1 on",
+            "such as --buckets 512,1024,2048",
+        )
+    if buckets[-1] != max_seq:
+        raise OptionError(
+            f"the buckets end at {buckets[-1]}, max_seq is {max_seq}, they must be the same",
+            f"end --buckets with {max_seq}, or use --max-seq {buckets[-1]}",
+        )
+    return Limits(max_seq, buckets, chunk, options.max_batch)
+
+
+def _doubling(max_seq: int) -> tuple[int, ...]:
+    buckets, bucket = [], _FIRST_BUCKET
+    while bucket < max_seq:
+        buckets.append(bucket)
+        bucket *= 2
+    return (*buckets, max_seq)

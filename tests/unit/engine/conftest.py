@@ -1,0 +1,3 @@
+from talking_checkpoint import quick_graphs, talking, talking_bundle
+
+__all__ = ["quick_graphs", "talking", "talking_bundle"]

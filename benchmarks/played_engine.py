@@ -33,10 +33,10 @@ class PlayedMemory:
         self.rows = rows
         self.tensors = [np.full((rows, *shape), fill, dtype) for _ in range(count)]
 
-    def copy_row(self, source: int, target: int, length: int) -> None:
+    def take_row(self, other: PlayedMemory, source: int, target: int, length: int) -> None:
         """As ``engine.Memory`` says."""
-        for tensor in self.tensors:
-            tensor[target, :, :length] = tensor[source, :, :length]
+        for tensor, taken in zip(self.tensors, other.tensors, strict=True):
+            tensor[target, :, :length] = taken[source, :, :length]
 
     def read_row(self, row: int, length: int) -> list[np.ndarray]:
         """As ``engine.Memory`` says."""

@@ -1,6 +1,7 @@
 """Any LLaMA checkpoint in, one bundle out, that runs without PyTorch and carries the proof that it is right.
 
     export     checkpoint folder -> bundle folder, verified
+    export_engine  the same with a TensorRT engine in it, or an engine for a bundle
     convert    checkpoint folder in any layout -> Hugging Face folder
     verify     bundle against its checkpoint: the parity ladder
     inspect    what a checkpoint or bundle is, and whether it can be exported
@@ -18,11 +19,13 @@ from llama_export.errors import LlamaExportError, MissingExtraError
 
 if TYPE_CHECKING:
     from llama_export.conversion import Converted
+    from llama_export.engine.options import EngineOptions
+    from llama_export.engine_export import EngineExported
     from llama_export.parity import Report
     from llama_export.pipeline import Exported
     from llama_export.recipe import Recipe
 
-__all__ = ["LlamaExportError", "convert", "export", "inspect", "verify"]
+__all__ = ["LlamaExportError", "convert", "export", "export_engine", "inspect", "verify"]
 
 
 def export(
@@ -37,6 +40,24 @@ def export(
     from llama_export import pipeline
 
     return pipeline.export(checkpoint, output, recipe=recipe, force=force)
+
+
+def export_engine(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    options: EngineOptions | None = None,
+    recipe: Recipe | None = None,
+    onnx_only: bool = False,
+    force: bool = False,
+) -> EngineExported:
+    """Build a TensorRT engine into a bundle; see ``llama_export.engine_export.export_engine``."""
+    require_export_extra()
+    from llama_export import engine_export
+
+    return engine_export.export_engine(
+        source, output, options=options, recipe=recipe, onnx_only=onnx_only, force=force
+    )
 
 
 def convert(

@@ -8,6 +8,7 @@ from typing import Any
 
 from llama_export import require_export_extra
 from llama_export.errors import ConfigError
+from llama_runtime.engine_file import engine_names
 from llama_runtime.extras import attention_names, hidden_state_names
 from llama_runtime.manifest import MANIFEST_NAME, check_structure, read_manifest
 
@@ -83,5 +84,6 @@ def _inspect_bundle(folder: Path) -> dict[str, Any]:
         "known_answers": len(manifest.known_answers),
         "known_outputs": len(manifest.known_outputs),
         "parity": manifest.parity,
+        "engines": engine_names(folder),
         "created_with": manifest.created_with,
     }

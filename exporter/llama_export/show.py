@@ -242,6 +242,7 @@ def bundle_lines(facts: dict[str, Any]) -> list[str]:
         f"weights     {facts['precision']}, {facts['weights']}",
         f"limits      {facts['limits']['max_position_embeddings']} positions, "
         f"vocabulary {facts['limits']['vocab_size']}, tokenizer {facts['tokenizer'] or 'none'}",
+        *([f"engines     {', '.join(facts['engines'])}"] if facts["engines"] else []),
         *(f"file        {path}  {size(nbytes)}" for path, nbytes in facts["files"].items()),
         f"parity      {verdict}, {facts['known_answers'] + facts['known_outputs']} known answers",
     ]

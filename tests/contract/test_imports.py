@@ -48,7 +48,10 @@ TOP = {
     "recipe": {"graph.contract", "model.attention", "model.config", "weights"},
     "show": set(),
     "plan": {"bundle.place", "checkpoint", "weights", "recipe", "show"},
-    "inspection": {"checkpoint", "weights", "llama_runtime.extras", "llama_runtime.manifest"},
+    "inspection": {
+        *("checkpoint", "weights"),
+        *("llama_runtime.engine_file", "llama_runtime.extras", "llama_runtime.manifest"),
+    },
     "pipeline": {*ROOMS, "progress", "recipe", "plan", "llama_runtime"},
     "conversion": {*ROOMS, "progress", "pipeline"},
     "engine_export": {*ROOMS, "recipe", "pipeline", "llama_runtime"},
@@ -65,7 +68,7 @@ TOP = {
         "show",
         "llama_runtime",
     },
-    "__init__": {"parity", "pipeline", "conversion", "inspection", "recipe"},
+    "__init__": {"parity", "pipeline", "conversion", "engine", "engine_export", "inspection", "recipe"},
     "__main__": {"cli"},
 }
 

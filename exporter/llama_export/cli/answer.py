@@ -6,12 +6,16 @@ import dataclasses
 import json
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from llama_export.cli.command import FOLDER, THREADS, one_sentence
+from llama_export.cli.command import FOLDER, THREADS, on_device, one_sentence
 from llama_export.cli.texts import BATCH, LINES, stdin_lines
 from llama_export.errors import OptionError
+
+if TYPE_CHECKING:
+    from llama_runtime.session import Device
 
 
 @click.command(short_help="Answer questions from texts with a bundle, without PyTorch.")
@@ -27,6 +31,7 @@ from llama_export.errors import OptionError
 )
 @BATCH
 @THREADS
+@on_device
 @LINES
 @one_sentence
 def answer(
@@ -36,6 +41,8 @@ def answer(
     max_answer_tokens: int,
     batch_size: int,
     threads: int | None,
+    device: Device,
+    engine: str | None,
     as_json: bool,
 ) -> None:
     """Find the answer to QUESTION in the text CONTEXT with BUNDLE's model.
@@ -47,7 +54,7 @@ def answer(
 
     if question is not None and context is None:
         raise OptionError("a question without a context, needs both", "name the text to answer from, too")
-    answerer = llama_runtime.load_answerer(bundle, threads=threads)
+    answerer = llama_runtime.load_answerer(bundle, threads=threads, device=device, engine=engine)
     given = [(question, context)] if question is not None and context is not None else None
     pairs = iter(given) if given else (_pair(number, line) for number, line in enumerate(stdin_lines(), 1))
     while batch := list(islice(pairs, batch_size)):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llama_export.cli.command import FOLDER, THREADS, one_sentence
+from llama_export.cli.command import FOLDER, THREADS, on_device, one_sentence
 from llama_export.cli.texts import BATCH, LINES, TEXTS, TRUNCATE, batches
 
 if TYPE_CHECKING:
+    from llama_runtime.session import Device
     from llama_runtime.tasks import Classification
 
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @TRUNCATE
 @BATCH
 @THREADS
+@on_device
 @LINES
 @one_sentence
 def classify(
@@ -35,6 +37,8 @@ def classify(
     truncate: bool,
     batch_size: int,
     threads: int | None,
+    device: Device,
+    engine: str | None,
     as_json: bool,
 ) -> None:
     """Say which label BUNDLE's model gives each of TEXTS, or each line of stdin, and how sure it is.
@@ -43,7 +47,7 @@ def classify(
     """
     import llama_runtime
 
-    classifier = llama_runtime.load_classifier(bundle, threads=threads)
+    classifier = llama_runtime.load_classifier(bundle, threads=threads, device=device, engine=engine)
     for batch in batches(texts, batch_size):
         found = classifier.classify(batch, function=function, truncate=truncate, batch_size=batch_size)
         for text, result in zip(batch, found, strict=True):

@@ -21,6 +21,19 @@ THREADS = click.option(
 )
 
 
+def on_device(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say where a bundle runs; the command gets them as ``device`` and ``engine``."""
+    engine = click.option("--engine", metavar="NAME", help="Of --device tensorrt: which of several engines.")
+    device = click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda", "tensorrt"]),
+        default="cpu",
+        show_default=True,
+        help="cpu, cuda: the bundle's graph in ONNX Runtime. tensorrt: an engine of `llama-export trt`.",
+    )
+    return device(engine(command))
+
+
 def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
     """Turn every error that a person can cause into one sentence, a hint and an exit code."""
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from llama_export.cli.command import FOLDER, THREADS, one_sentence
+from llama_export.cli.command import FOLDER, THREADS, on_device, one_sentence
 from llama_export.cli.texts import BATCH, LINES, TEXTS, TRUNCATE, batches
 from llama_export.errors import OptionError
+
+if TYPE_CHECKING:
+    from llama_runtime.session import Device
 
 
 @click.command(short_help="Turn texts into vectors with a bundle, without PyTorch.")
@@ -27,6 +30,7 @@ from llama_export.errors import OptionError
 @TRUNCATE
 @BATCH
 @THREADS
+@on_device
 @LINES
 @one_sentence
 def embed(
@@ -37,6 +41,8 @@ def embed(
     truncate: bool,
     batch_size: int,
     threads: int | None,
+    device: Device,
+    engine: str | None,
     as_json: bool,
 ) -> None:
     """Turn each of TEXTS, or each line of stdin, into a vector with BUNDLE's model.
@@ -47,7 +53,7 @@ def embed(
 
     if pooling == "none" and normalize:
         raise OptionError("--normalize scales pooled vectors, --pooling is none", "leave one of them out")
-    embedder = llama_runtime.load_embedder(bundle, threads=threads)
+    embedder = llama_runtime.load_embedder(bundle, threads=threads, device=device, engine=engine)
     for batch in batches(texts, batch_size):
         if pooling == "none":
             found = embedder.hidden_states(batch, truncate=truncate, batch_size=batch_size)

@@ -10,7 +10,7 @@ import click
 
 from llama_export.cli.batch_file import ROWS, run_batch_file
 from llama_export.cli.chat import Terminal
-from llama_export.cli.command import FOLDER, JSON, THREADS, echo, one_sentence
+from llama_export.cli.command import FOLDER, JSON, THREADS, echo, on_device, one_sentence
 from llama_export.cli.generation import facts, shown
 from llama_export.cli.lines import answer_lines
 from llama_export.cli.sampling_options import parse_json, read_options, read_text, sampling_options
@@ -18,6 +18,7 @@ from llama_export.errors import OptionError
 
 if TYPE_CHECKING:
     from llama_runtime import Conversation, Generator, SamplingOptions
+    from llama_runtime.session import Device
 
 Overflow = Literal["error", "drop_oldest"]
 CHAT_TOKENS = 512
@@ -41,6 +42,7 @@ CHAT_TOKENS = 512
               help="Of --batch: how many lines are answered side by side.")  # fmt: skip
 @sampling_options
 @THREADS
+@on_device
 @JSON
 @one_sentence
 def run(
@@ -51,6 +53,8 @@ def run(
     rows: int,
     from_lines: bool,
     threads: int | None,
+    device: Device,
+    engine: str | None,
     as_json: bool,
     chat: bool,
     system: str | None,
@@ -69,7 +73,7 @@ def run(
     _check_modes(prompt, chat, from_lines, batch, output, (system, tools, template, session))
     options = read_options(values)
     schemas = None if tools is None else parse_json(tools, read_text(tools))
-    generator = llama_runtime.load(bundle, threads=threads)
+    generator = llama_runtime.load(bundle, threads=threads, device=device, engine=engine)
     if batch and output:
         _run_batch(batch, output, generator, options, rows, as_json)
     elif chat:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from llama_export.cli.command import FOLDER, THREADS, one_sentence
+from llama_export.cli.command import FOLDER, THREADS, on_device, one_sentence
 from llama_export.cli.texts import BATCH, LINES, TEXTS, batches
+
+if TYPE_CHECKING:
+    from llama_runtime.session import Device
 
 
 @click.command(short_help="Label the words of texts with a bundle, without PyTorch.")
@@ -26,6 +29,7 @@ from llama_export.cli.texts import BATCH, LINES, TEXTS, batches
 @click.option("--entities", "only_entities", is_flag=True, help="Join B- and I- words; leave out the rest.")
 @BATCH
 @THREADS
+@on_device
 @LINES
 @one_sentence
 def tag(
@@ -35,6 +39,8 @@ def tag(
     only_entities: bool,
     batch_size: int,
     threads: int | None,
+    device: Device,
+    engine: str | None,
     as_json: bool,
 ) -> None:
     """Label every word of TEXTS, or of each line of stdin, with BUNDLE's model.
@@ -43,7 +49,7 @@ def tag(
     """
     import llama_runtime
 
-    tagger = llama_runtime.load_tagger(bundle, threads=threads)
+    tagger = llama_runtime.load_tagger(bundle, threads=threads, device=device, engine=engine)
     for batch in batches(texts, batch_size):
         found = tagger.tag(batch, aggregation=aggregation, batch_size=batch_size)
         for text, words in zip(batch, found, strict=True):

@@ -101,6 +101,37 @@ class KVCache:
             self.tensors = [array[rows] for array in arrays]  # [B, K, P, D]
         self.rows, self.step = len(rows), None
 
+    def view(self, first: int, rows: int) -> KVCache:
+        """Some of the rows of a cache in place, in the same memory, with a length of their own."""
+        tensors = [tensor[first : first + rows] for tensor in self.tensors]
+        return KVCache(rows, self.capacity, True, tensors, offset=self.offset)
+
+    def move_to(self, view: KVCache) -> None:
+        """Stand where another view of the same memory stands."""
+        self.tensors, self.step = view.tensors, None
+
+    def move_row(self, source: int, target: int, length: int) -> None:
+        """Copy a row's first ``length`` positions to another row of a cache in place."""
+        for tensor in self.tensors:
+            tensor[target, :, : self.offset + length] = tensor[source, :, : self.offset + length]
+
+    def read_row(self, length: int) -> list[np.ndarray]:
+        """Copy the first row: key and value of layer 0, of layer 1, ..., each [K, length, D]."""
+        end = self.offset + length
+        return [np.ascontiguousarray(array[0, :, self.offset : end]) for array in self.arrays()]
+
+    def write_row(self, arrays: Sequence[np.ndarray]) -> None:
+        """Fill the only row with what ``read_row`` gave."""
+        if self.in_place:
+            for tensor, array in zip(self.tensors, arrays, strict=True):
+                tensor[0, :, self.offset : self.offset + array.shape[1]] = array
+        else:
+            learned = self.arrays()
+            self.tensors = [
+                np.concatenate((front, array[None]), axis=2)
+                for front, array in zip(learned, arrays, strict=True)
+            ]
+
 
 def empty_cache(shape: Cache, rows: int, capacity: int, soft_prompt: Sequence[np.ndarray] = ()) -> KVCache:
     """Make a cache without positions of a text.

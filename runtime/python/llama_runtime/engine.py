@@ -7,7 +7,7 @@ plays an engine with ONNX Runtime on the very same graph. B rows, C capacity, K 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,8 +22,8 @@ class Memory(Protocol):
         """How many rows it was made for."""
         ...
 
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Copy a row's first ``length`` slots of every layer to another row."""
+    def take_row(self, other: Any, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` slots of every layer from a row of this or another memory to a row."""
         ...
 
     def read_row(self, row: int, length: int) -> list[np.ndarray]:
@@ -43,7 +43,7 @@ class Engine(Protocol):
         ...
 
     def run(
-        self, profile: int, feeds: Feeds, memory: Memory | None = None, first_row: int = 0
+        self, profile: int, feeds: Feeds, memory: Any = None, first_row: int = 0
     ) -> dict[str, np.ndarray]:
         """Run once; the caches are written in place.
 

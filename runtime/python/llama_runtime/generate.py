@@ -21,7 +21,7 @@ from llama_runtime.options import SamplingOptions
 from llama_runtime.prefix_cache import PrefixCache
 from llama_runtime.prompt import Prompt, check_prompt
 from llama_runtime.row import Row
-from llama_runtime.session import Session
+from llama_runtime.session import Device, Session
 from llama_runtime.tasks.opening import open_bundle
 from llama_runtime.tokenizer import Tokenizer
 
@@ -251,20 +251,25 @@ class Generator:
             logits = cache.decode(piece.token)
 
 
-def load(path: str | Path, threads: int | None = None) -> Generator:
+def load(
+    path: str | Path, threads: int | None = None, *, device: Device = "cpu", engine: str | None = None
+) -> Generator:
     """Open a bundle: read its manifest, check its files' sizes, load tokenizer and graph.
 
     Args:
         path: The bundle's folder.
         threads: For the arithmetic; None is every physical core this process may use.
+        device: ``cpu`` and ``cuda`` run the bundle's graph with ONNX Runtime, ``tensorrt`` its engine.
+        engine: Which of several engines.
 
     Raises:
         ManifestError: Not a bundle, a newer version, another task, or files missing or changed.
         TokenizerError: The tokenizer's file is corrupt.
         SessionError: ONNX Runtime cannot load the graph.
-        MissingExtraError: onnxruntime is not installed.
+        EngineError: The engine is missing, damaged, or made for another version or GPU.
+        MissingExtraError: onnxruntime is not installed, or not for this device.
     """
-    return Generator(*open_bundle(path, TASK, threads))
+    return Generator(*open_bundle(path, TASK, threads, device, engine))
 
 
 def generate(bundle: str | Path, prompt: Prompt, **options: Any) -> str:

@@ -6,14 +6,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llama_runtime.cache import cache_names
-from llama_runtime.errors import SessionError
+from llama_runtime.errors import MissingExtraError, OptionError, SessionError
 from llama_runtime.manifest import EMBEDS, Manifest
 
 FED_INPUTS = ("input_ids", EMBEDS, "attention_mask", "position_ids")
 LOG_ERRORS_ONLY = 3
+Device = Literal["cpu", "cuda", "tensorrt"]
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -25,16 +27,43 @@ def load_embedding(onnxruntime: Any, folder: Path, manifest: Manifest, options: 
     return load_graph(onnxruntime, path, options, path, None)
 
 
+def find_provider(onnxruntime: Any, device: Device) -> str:
+    """ONNX Runtime's name of a device.
+
+    Raises:
+        MissingExtraError: The onnxruntime that is installed does not serve it.
+        OptionError: There is no such device.
+    """
+    if device not in PROVIDERS:
+        raise OptionError(f"device is {device!r}, must be one of {', '.join(PROVIDERS)} or tensorrt")
+    provider, available = PROVIDERS[device], onnxruntime.get_available_providers()
+    if provider not in available:
+        raise MissingExtraError(
+            f"the onnxruntime that is installed has no {provider}, only {', '.join(available)}",
+            "in an environment without onnxruntime: pip install 'llama-export[cuda]'",
+        )
+    return provider
+
+
 def load_graph(
-    onnxruntime: Any, model: Path | bytes, options: Any, path: Path, disabled: list[str] | None
+    onnxruntime: Any,
+    model: Path | bytes,
+    options: Any,
+    path: Path,
+    disabled: list[str] | None,
+    provider: str = PROVIDERS["cpu"],
 ) -> Any:
     """Load a graph, from a file or from memory; SessionError, which names ``path``, where it cannot be."""
     try:
-        return onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        inference = onnxruntime.InferenceSession(
+            model, options, providers=[provider], disabled_optimizers=disabled
         )
     except Exception as error:  # ONNX Runtime's exceptions share no other base.
         raise SessionError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+    # Where a provider finds no GPU, ONNX Runtime warns, goes on without it and takes the CPU.
+    if provider not in inference.get_providers():
+        raise SessionError(f"{path}: {provider} found no GPU that it can use", "run with --device cpu")
+    return inference
 
 
 def session_options(onnxruntime: Any, folder: Path, manifest: Manifest, threads: int) -> Any:

@@ -68,23 +68,13 @@ class PrefixCache:
     def read(self) -> list[np.ndarray]:
         """Copy what is there: key and value of layer 0, of layer 1, ..., each [K, P, D]."""
         P = len(self.tokens)
-        cache = self._with_room(max(1, P))
-        begin = cache.offset
-        return [np.ascontiguousarray(array[0, :, begin : begin + P]) for array in cache.arrays()]
+        return self._with_room(max(1, P)).read_row(P)
 
     def write(self, tokens: Sequence[int], arrays: Sequence[np.ndarray]) -> None:
         """Take over what ``read`` gave, with its tokens."""
         P = len(tokens)
         cache = self.session.new_cache(capacity=max(1, P))
-        if cache.in_place:
-            for tensor, array in zip(cache.tensors, arrays, strict=True):
-                tensor[0, :, cache.offset : cache.offset + P] = array
-        else:
-            learned = cache.arrays()
-            cache.tensors = [
-                np.concatenate((front, array[None]), axis=2)
-                for front, array in zip(learned, arrays, strict=True)
-            ]
+        cache.write_row(arrays)
         cache.length = P
         self._cache, self.tokens = cache, list(tokens)
 

@@ -63,7 +63,7 @@ class InPlaceRows:
 
     def new_row(self) -> KVCache:
         """A view of the first row that does not run."""
-        self._joining = self._view(len(self.lengths), 1)
+        self._joining = self._buffer.view(len(self.lengths), 1)
         return self._joining
 
     def join(self, row: KVCache) -> None:
@@ -79,13 +79,13 @@ class InPlaceRows:
         self.lengths.pop()
         if self._joining is not None:
             self._move(last + 1, last, self._joining.length)
-            self._joining.tensors, self._joining.step = self._view(last, 1).tensors, None
+            self._joining.move_to(self._buffer.view(last, 1))
 
     def decode(self, token_ids: list[int]) -> np.ndarray:
         """Read one token a row: [B] -> [B, V] float32."""
         B = len(self.lengths)
         if B not in self._views:
-            self._views[B] = self._view(0, B)
+            self._views[B] = self._buffer.view(0, B)
         view = self._views[B]
         lengths = np.array(self.lengths, np.int64)
         view.length = max(self.lengths)
@@ -93,15 +93,9 @@ class InPlaceRows:
         self.lengths = [length + 1 for length in self.lengths]
         return logits
 
-    def _view(self, first: int, rows: int) -> KVCache:
-        tensors = [tensor[first : first + rows] for tensor in self._buffer.tensors]
-        return KVCache(rows, self._buffer.capacity, True, tensors, offset=self._buffer.offset)
-
     def _move(self, source: int, target: int, length: int) -> None:
         if source != target:
-            end = self._buffer.offset + length
-            for tensor in self._buffer.tensors:
-                tensor[target, :, :end] = tensor[source, :, :end]
+            self._buffer.move_row(source, target, length)
 
 
 class GrowingRows:

@@ -20,7 +20,9 @@ from llama_runtime.extras import Outputs, check_outputs, join_chunks
 from llama_runtime.feeding import check_lengths, check_tokens
 from llama_runtime.loading import (
     DATA_FOLDER,
+    Device,
     check_contract,
+    find_provider,
     load_embedding,
     load_graph,
     record,
@@ -31,6 +33,8 @@ from llama_runtime.loading import (
 from llama_runtime.manifest import EMBEDS, Manifest
 from llama_runtime.soft_prompt import read_soft_prompt
 from llama_runtime.step import Step, StepShape
+
+__all__ = ["CHUNK_TOKENS", "Device", "Session", "open_graph", "open_session"]
 
 CHUNK_TOKENS = 512
 
@@ -279,6 +283,7 @@ def open_session(
     threads: int | None = None,
     widen_at_load: bool = True,
     profile: bool = False,
+    device: Device = "cpu",
 ) -> Session:
     """Load the bundle's graph with ONNX Runtime.
 
@@ -289,9 +294,10 @@ def open_session(
         widen_at_load: Convert 16-bit weights to float32 once, at load. False converts them in every run:
             a session that runs a few times only (a self-test) is then ready at once and stays small.
         profile: Record every operator, for ``end_profiling``.
+        device: ``cpu`` or ``cuda``, and nothing else where that cannot be had.
 
     Raises:
-        MissingExtraError: onnxruntime is not installed.
+        MissingExtraError: onnxruntime is not installed, or not the one for this device.
         ManifestError: The learned prompt's file is not what the manifest says.
         OptionError: ``threads`` below 1.
         SessionError: The graph cannot be loaded, or is not the one the manifest describes.
@@ -303,11 +309,13 @@ def open_session(
     except ImportError as error:
         hint = "pip install 'llama-export[cpu]'"
         raise MissingExtraError(f"onnxruntime is not installed ({error})", hint) from None
+    provider = find_provider(onnxruntime, device)
     options = session_options(onnxruntime, folder, manifest, threads or available_cores())
     if profile:
         record(options)
     path = folder / manifest.model.path
-    inference = load_graph(onnxruntime, path, options, path, None if widen_at_load else ["ConstantFolding"])
+    disabled = None if widen_at_load else ["ConstantFolding"]
+    inference = load_graph(onnxruntime, path, options, path, disabled, provider)
     check_contract(path, inference, manifest)
     embedding = load_embedding(onnxruntime, folder, manifest, options)
     return Session(inference, manifest, embedding, read_soft_prompt(folder, manifest))

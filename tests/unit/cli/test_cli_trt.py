@@ -23,6 +23,10 @@ def trt(*arguments):
     return CliRunner().invoke(main, ["trt", *map(str, arguments)])
 
 
+def run(*arguments):
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
 def test_a_checkpoint_becomes_a_verified_bundle_with_an_engine(talking, quick_graphs, tmp_path):
     before = files_in(talking)
     result = trt(talking, tmp_path / "fox", *SMALL)
@@ -35,6 +39,7 @@ def test_a_checkpoint_becomes_a_verified_bundle_with_an_engine(talking, quick_gr
     assert files_in(talking) == before
     again = trt(tmp_path / "fox", *SMALL, "--precision", "fp16", "--json")
     assert json.loads(again.stdout)["plan"] == "trt/fp16.plan"
+    assert "engines     bf16, fp16" in run("inspect", tmp_path / "fox").stdout
 
 
 def test_a_dry_run_says_what_it_will_do_and_writes_nothing(talking_bundle):
@@ -125,3 +130,39 @@ def test_heads_that_no_fused_kernel_takes(tmp_path):
     assert "no fused kernel" in result.stdout
     # Nor does GroupQueryAttention take such heads: the bundle's own graph is on another path.
     assert json.loads((tmp_path / "b/manifest.json").read_text())["attention"] == "sdpa"
+
+
+def test_devices_that_are_not_there_are_one_line(talking_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("llama_runtime.cuda._bindings", lambda: None)  # whatever this machine has
+    refused(run("run", talking_bundle, "hello", "--device", "tensorrt"), "has no engine")
+    refused(run("run", talking_bundle, "hello", "--engine", "bf16"), "engine bf16 is named")
+    folder = tmp_path / "b"
+    assert trt(talking_bundle, folder, *SMALL, "--onnx-only").exit_code == 0
+    refused(run("run", folder, "hello", "--device", "tensorrt"), "no engine was built from it yet")
+    assert trt(folder, *SMALL, "--force").exit_code == 0
+    refused(run("run", folder, "hello", "--device", "tensorrt"), "cuda-bindings is not installed")
+    refused(
+        run("run", folder, "hello", "--device", "tensorrt", "--engine", "fp16"),
+        "has no engine fp16, but bf16",
+    )
+
+
+def test_onnx_runtime_without_cuda_is_one_line(talking_bundle, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    line = refused(run("run", talking_bundle, "hello", "--device", "cuda"), "has no CUDAExecutionProvider")
+    assert "only CPUExecutionProvider" in line
+
+
+def test_a_provider_that_finds_no_gpu_is_refused_and_not_replaced_by_the_cpu(talking_bundle, monkeypatch):
+    import onnxruntime
+
+    taken = onnxruntime.InferenceSession
+
+    def falls_back(model, options, *, providers, disabled_optimizers):
+        return taken(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled_optimizers
+        )
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
+    refused(run("run", talking_bundle, "hello", "--device", "cuda"), "CUDAExecutionProvider found no GPU")

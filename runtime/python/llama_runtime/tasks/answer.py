@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_runtime.errors import OptionError, PromptError, TokenizerError
+from llama_runtime.session import Device
 from llama_runtime.tasks.batch import BATCH_SIZE, TextModel
 from llama_runtime.tasks.classify import apply
 from llama_runtime.tasks.offsets import Encoded, encode_with_offsets, trim
@@ -119,9 +120,11 @@ class Answerer:
         return encode_with_offsets(self.model.tokenizer, text)
 
 
-def load_answerer(path: str | Path, threads: int | None = None) -> Answerer:
+def load_answerer(
+    path: str | Path, threads: int | None = None, *, device: Device = "cpu", engine: str | None = None
+) -> Answerer:
     """Open a bundle of task ``question-answering``; arguments and errors are ``open_text_model``'s."""
-    return Answerer(open_text_model(path, TASK, threads))
+    return Answerer(open_text_model(path, TASK, threads, device, engine))
 
 
 def _best(

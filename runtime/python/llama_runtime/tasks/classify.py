@@ -11,6 +11,7 @@ import numpy as np
 
 from llama_runtime.errors import OptionError
 from llama_runtime.manifest import Classification as Labels
+from llama_runtime.session import Device
 from llama_runtime.tasks.batch import BATCH_SIZE, Text, TextModel
 from llama_runtime.tasks.opening import open_text_model
 
@@ -76,9 +77,11 @@ class Classifier:
         return Classification(*named[best], named, logits)
 
 
-def load_classifier(path: str | Path, threads: int | None = None) -> Classifier:
+def load_classifier(
+    path: str | Path, threads: int | None = None, *, device: Device = "cpu", engine: str | None = None
+) -> Classifier:
     """Open a bundle of task ``text-classification``; arguments and errors are ``open_text_model``'s."""
-    model = open_text_model(path, TASK, threads)
+    model = open_text_model(path, TASK, threads, device, engine)
     assert model.manifest.classification is not None  # the manifest was refused otherwise
     return Classifier(model, model.manifest.classification)
 

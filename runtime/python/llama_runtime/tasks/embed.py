@@ -10,6 +10,7 @@ import numpy as np
 
 from llama_runtime.errors import OptionError
 from llama_runtime.extras import hidden_state_names
+from llama_runtime.session import Device
 from llama_runtime.tasks.batch import BATCH_SIZE, Text, TextModel
 from llama_runtime.tasks.opening import open_text_model
 
@@ -67,12 +68,14 @@ class Embedder:
         return [found[last] for found in self.model.outputs(rows, [last], batch_size=batch_size)]
 
 
-def load_embedder(path: str | Path, threads: int | None = None) -> Embedder:
+def load_embedder(
+    path: str | Path, threads: int | None = None, *, device: Device = "cpu", engine: str | None = None
+) -> Embedder:
     """Open a bundle of task ``feature-extraction``, or a language model that gives its hidden states.
 
     Arguments and errors are ``open_text_model``'s.
     """
-    return Embedder(open_text_model(path, TASK, threads))
+    return Embedder(open_text_model(path, TASK, threads, device, engine))
 
 
 def _pool(states: np.ndarray, pooling: Pooling) -> np.ndarray:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama_runtime.errors import ManifestError
+from llama_runtime.errors import ManifestError, OptionError
 from llama_runtime.extras import hidden_state_names
 from llama_runtime.manifest import check_structure, read_manifest
-from llama_runtime.session import Session, open_session
+from llama_runtime.session import Device, Session, open_session
 from llama_runtime.tasks.batch import TextModel
 from llama_runtime.tokenizer import Tokenizer, open_tokenizer
 
@@ -20,24 +20,35 @@ COMMANDS = {
 }
 
 
-def open_text_model(path: str | Path, task: str, threads: int | None = None) -> TextModel:
+def open_text_model(
+    path: str | Path,
+    task: str,
+    threads: int | None = None,
+    device: Device = "cpu",
+    engine: str | None = None,
+) -> TextModel:
     """Open a bundle of one task.
 
     Args:
         path: The bundle's folder.
         task: What it must be for.
         threads: For the arithmetic; None is every physical core this process may use.
+        device: ``cpu`` and ``cuda`` run the bundle's graph with ONNX Runtime, ``tensorrt`` its engine.
+        engine: Which of several engines.
 
     Raises:
         ManifestError: Not a bundle, a newer version, another task, or files missing or changed.
         TokenizerError: The tokenizer's file is corrupt.
         SessionError: ONNX Runtime cannot load the graph.
-        MissingExtraError: onnxruntime is not installed.
+        EngineError: The engine is missing, damaged, or made for another version or GPU.
+        MissingExtraError: onnxruntime is not installed, or not for this device.
     """
-    return TextModel(*open_bundle(path, task, threads))
+    return TextModel(*open_bundle(path, task, threads, device, engine))
 
 
-def open_bundle(path: str | Path, task: str, threads: int | None) -> tuple[Session, Tokenizer | None]:
+def open_bundle(
+    path: str | Path, task: str, threads: int | None, device: Device = "cpu", engine: str | None = None
+) -> tuple[Session, Tokenizer | None]:
     """Read the manifest, check the files' sizes, load tokenizer and graph; as ``open_text_model`` says."""
     folder = Path(path)
     manifest = read_manifest(folder)
@@ -46,7 +57,15 @@ def open_bundle(path: str | Path, task: str, threads: int | None) -> tuple[Sessi
         raise wrong_task(folder, manifest.task, task)
     check_structure(folder, manifest)
     tokenizer = open_tokenizer(folder, manifest.tokenizer, manifest.tokens) if manifest.tokenizer else None
-    return open_session(folder, manifest, threads=threads), tokenizer
+    if device == "tensorrt":
+        from llama_runtime.tensorrt_session import open_engine_session
+
+        return open_engine_session(folder, manifest, engine), tokenizer
+    if engine is not None:
+        raise OptionError(
+            f"engine {engine} is named, the device is {device}", "engines run with --device tensorrt"
+        )
+    return open_session(folder, manifest, threads=threads, device=device), tokenizer
 
 
 def wrong_task(folder: Path, found: str, wanted: str) -> ManifestError:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from llama_runtime.errors import OptionError, PromptError, TokenizerError
+from llama_runtime.session import Device
 from llama_runtime.tasks.batch import BATCH_SIZE, TextModel
 from llama_runtime.tasks.classify import apply
 from llama_runtime.tasks.offsets import Encoded, encode_with_offsets, trim
@@ -95,9 +96,11 @@ class Tagger:
             yield Tag(text[start:end], self.labels[best], float(chosen[best]), start, end)
 
 
-def load_tagger(path: str | Path, threads: int | None = None) -> Tagger:
+def load_tagger(
+    path: str | Path, threads: int | None = None, *, device: Device = "cpu", engine: str | None = None
+) -> Tagger:
     """Open a bundle of task ``token-classification``; arguments and errors are ``open_text_model``'s."""
-    model = open_text_model(path, TASK, threads)
+    model = open_text_model(path, TASK, threads, device, engine)
     assert model.manifest.classification is not None  # the manifest was refused otherwise
     return Tagger(model, model.manifest.classification.labels)
 

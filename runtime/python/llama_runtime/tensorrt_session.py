@@ -1,0 +1,242 @@
+"""A session over a TensorRT engine: which profile and bucket a step takes, and what it is fed.
+
+The same interface as a session of ONNX Runtime, with the same generator on top. It knows an engine by
+``engine.Engine`` alone. B rows, T new tokens, P past tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from llama_runtime.cache import KVCache
+from llama_runtime.cuda import open_cuda
+from llama_runtime.engine import Engine, Memory
+from llama_runtime.engine_file import EngineFile, check_runs_here, read_engine_file, read_plan
+from llama_runtime.errors import EngineError, OptionError, PromptError
+from llama_runtime.extras import Outputs
+from llama_runtime.manifest import Limits, Manifest
+from llama_runtime.session import Session
+from llama_runtime.step import StepShape
+from llama_runtime.tensorrt_engine import TensorRTEngine
+from llama_runtime.tensorrt_library import find_library
+
+
+class Lease:
+    """Memory that is somebody's; when nobody holds the lease any more, the next one gets it."""
+
+    def __init__(self, memory: Memory, idle: list[Memory]) -> None:
+        self.memory = memory
+        weakref.finalize(self, idle.append, memory)
+
+
+@dataclass
+class EngineCache(KVCache):
+    """Rows of an engine's memory, all of its slots; nothing moves when the cache grows or shrinks.
+
+    Attributes:
+        session: Where its memory comes from.
+        lease: Of the memory, which views of this cache share.
+        first_row: The first of the memory's rows that is this cache's.
+    """
+
+    session: EngineSession = field(kw_only=True, repr=False)
+    lease: Lease = field(kw_only=True, repr=False)
+    first_row: int = field(default=0, kw_only=True)
+
+    def enlarge(self, capacity: int) -> None:
+        """Every row has all slots already."""
+        self.capacity = capacity
+
+    def arrays(self) -> list[np.ndarray]:
+        """Copies of all rows' valid positions: [B, K, P, D] for each tensor."""
+        memory = self.lease.memory
+        rows = [memory.read_row(self.first_row + row, self.length) for row in range(self.rows)]
+        return [np.stack(parts) for parts in zip(*rows, strict=True)]
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Make row i what row ``rows[i]`` is now, in other memory, since rows may change places."""
+        lease = self.session.lease(len(rows))
+        for target, source in enumerate(rows):
+            lease.memory.take_row(self.lease.memory, self.first_row + source, target, self.length)
+        self.rows, self.first_row, self.lease = len(rows), 0, lease
+
+    def view(self, first: int, rows: int) -> EngineCache:
+        """Some of the rows, in the same memory, with a length of their own."""
+        place = self.first_row + first
+        return EngineCache(
+            rows, self.capacity, True, [], session=self.session, lease=self.lease, first_row=place
+        )
+
+    def move_to(self, view: KVCache) -> None:
+        """Stand where another view of the same memory stands."""
+        assert isinstance(view, EngineCache)
+        self.first_row = view.first_row
+
+    def move_row(self, source: int, target: int, length: int) -> None:
+        """Copy a row's first ``length`` positions to another row."""
+        memory = self.lease.memory
+        memory.take_row(memory, self.first_row + source, self.first_row + target, length)
+
+    def read_row(self, length: int) -> list[np.ndarray]:
+        """Copy the first row: key and value of layer 0, of layer 1, ..., each [K, length, D]."""
+        return self.lease.memory.read_row(self.first_row, length)
+
+    def write_row(self, arrays: Sequence[np.ndarray]) -> None:
+        """Fill the only row with what ``read_row`` gave."""
+        self.lease.memory.write_row(self.first_row, arrays)
+
+
+class EngineSession(Session):
+    """A loaded engine: NumPy in, NumPy out; used by one thread at a time.
+
+    Memory that no cache holds any more serves the next one of as many rows, so that what an engine has
+    recorded for it (CUDA graphs) stays good.
+
+    Attributes:
+        engine: What runs.
+        file: Its sidecar.
+    """
+
+    def __init__(self, engine: Engine, file: EngineFile, manifest: Manifest) -> None:
+        super().__init__(None, _as_the_engine_has_it(manifest, file))
+        self.engine, self.file = engine, file
+        self._idle: dict[int, list[Memory]] = {}
+
+    def new_cache(self, *, capacity: int, rows: int = 1) -> EngineCache:
+        """As ``Session.new_cache``, of no more rows and positions than the engine was built for.
+
+        Raises:
+            OptionError: ``capacity`` or ``rows`` below 1, or too many rows.
+            PromptError: Too many positions.
+            EngineError: The GPU's memory is full, or the task has no cache.
+        """
+        if capacity < 1 or rows < 1:
+            raise OptionError(f"a cache of {rows} rows and {capacity} positions, needs at least 1 of each")
+        if not self.file.buckets:
+            raise EngineError(f"the engine's task is {self.file.task}, which has no cache")
+        if capacity > self.file.max_seq:
+            raise PromptError(
+                f"a cache of {capacity} positions, the engine has {self.file.max_seq}",
+                "build it with a larger --max-seq, or ask for fewer tokens",
+            )
+        return EngineCache(rows, capacity, True, [], session=self, lease=self.lease(rows))
+
+    def lease(self, rows: int) -> Lease:
+        """Give memory of so many rows to a cache.
+
+        Raises:
+            OptionError: More rows than the engine was built for.
+            EngineError: The GPU's memory is full.
+        """
+        if rows > self.file.max_batch:
+            raise OptionError(
+                f"{rows} rows together, the engine takes {self.file.max_batch}",
+                "build it with a larger --max-batch, or ask for fewer",
+            )
+        idle = self._idle.setdefault(rows, [])
+        try:
+            return Lease(idle.pop() if idle else self.engine.allocate(rows), idle)
+        except MemoryError as error:
+            raise EngineError(f"no room for {rows} rows of cache: {error}", "use fewer rows") from None
+
+    def run(
+        self, feeds: dict[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run a task head on whole texts; more rows than the engine takes go one group after the other.
+
+        Args:
+            feeds: ``input_ids`` and ``attention_mask``, int64 [B, T].
+            outputs: Which are wanted; None is all.
+
+        Raises:
+            EngineError: The engine has a cache.
+            PromptError: Longer texts than the engine takes.
+        """
+        if self.file.buckets:
+            raise EngineError("the engine reads steps into a cache", "use prefill and decode")
+        B, T = feeds["input_ids"].shape
+        if self.file.max_seq < T:
+            raise PromptError(
+                f"a text of {T} tokens, the engine takes {self.file.max_seq}",
+                "build it with a larger --max-seq",
+            )
+        names = [spec.name for spec in self.manifest.outputs] if outputs is None else outputs
+        groups = [
+            self.engine.run(
+                0, {name: array[row : row + self.file.max_batch] for name, array in feeds.items()}
+            )
+            for row in range(0, B, self.file.max_batch)
+        ]
+        return {name: np.concatenate([group[name] for group in groups]) for name in names}
+
+    def _prefill_rows(
+        self, shape: StepShape, tokens: np.ndarray, cache: KVCache, chunk_tokens: int
+    ) -> Outputs:
+        if shape.num_logits_to_keep == 0:
+            raise OptionError("an engine gives the logits of the last position alone", "ask for those")
+        return super()._prefill_rows(shape, tokens, cache, min(chunk_tokens, self.file.prefill_chunk))
+
+    def _run(
+        self, shape: StepShape, tokens: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None
+    ) -> Outputs:
+        """One run: T tokens behind each row's own past, in the smallest bucket that holds the longest."""
+        assert isinstance(cache, EngineCache)
+        B, T = tokens.shape
+        past = np.full(B, cache.length, np.int64) if lengths is None else lengths
+        end = int(past.max()) + T
+        # The engine itself ignores a write behind the last slot without a word.
+        if end > self.file.max_seq or int(past.min()) < 0:
+            raise PromptError(f"{T} tokens from slot {end - T} on, the engine has {self.file.max_seq}")
+        index = next(i for i, bucket in enumerate(self.file.buckets) if bucket >= end)
+        feeds = {
+            "input_ids": tokens,
+            "position_ids": past[:, None] + np.arange(T),
+            "write_indices": past,
+            "kv_bucket": np.array([self.file.buckets[index]], np.int64),
+        }
+        if self.manifest.rope is not None:
+            feeds["rope_length"] = np.array([shape.rope_length], np.int64)
+        profile = index if T == 1 else len(self.file.buckets)
+        first_row = cache.first_row + shape.first_row
+        found = self.engine.run(profile, feeds, cache.lease.memory, first_row)
+        return {"logits": found["logits"][:, None]}  # [B, 1, V]
+
+
+def open_engine_session(folder: Path, manifest: Manifest, name: str | None = None) -> EngineSession:
+    """Load one of a bundle's engines on this machine's GPU.
+
+    Args:
+        folder: The bundle.
+        manifest: What ``read_manifest`` returned for it.
+        name: Which engine; None is the only one.
+
+    Raises:
+        MissingExtraError: TensorRT or cuda-python is not installed.
+        EngineError: There is no such engine, it is damaged, or made for another version or GPU; no GPU.
+    """
+    file = read_engine_file(folder, name)
+    if file.task != manifest.task:
+        raise EngineError(f"{folder}: the engine's task is {file.task}, the bundle's {manifest.task}",
+                          file.rebuild_command(folder))  # fmt: skip
+    if file.plan is None or file.product is None:
+        read_plan(folder, file)  # refuses, with the command that builds it
+    library = find_library(file.product or "auto")
+    cuda, capability = open_cuda()
+    check_runs_here(folder, file, library.product, library.version, capability)
+    return EngineSession(TensorRTEngine(library, cuda, file, read_plan(folder, file)), file, manifest)
+
+
+def _as_the_engine_has_it(manifest: Manifest, file: EngineFile) -> Manifest:
+    """The bundle's manifest, with the engine's limits and cache in place of its graph's."""
+    limits = Limits(min(file.max_seq, manifest.limits.max_position_embeddings), manifest.limits.vocab_size)
+    if manifest.cache is None:
+        return replace(manifest, limits=limits)
+    # What leaves the GPU: NumPy has no bfloat16.
+    dtype: Literal["float16", "float32"] = "float16" if file.dtype == "float16" else "float32"
+    return replace(manifest, limits=limits, cache=replace(manifest.cache, in_place=True, dtype=dtype))

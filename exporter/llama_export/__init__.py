@@ -1,7 +1,7 @@
 """Any LLaMA checkpoint in, one bundle out, that runs without PyTorch and carries the proof that it is right.
 
     export     checkpoint folder -> bundle folder, verified
-    export_engine  the same with a TensorRT engine in it, or an engine for a bundle
+    export_engine  checkpoint or bundle -> a bundle with a TensorRT engine in it
     convert    checkpoint folder in any layout -> Hugging Face folder
     verify     bundle against its checkpoint: the parity ladder
     inspect    what a checkpoint or bundle is, and whether it can be exported

@@ -145,22 +145,12 @@ class Session:
 
     @overload
     def decode(
-        self,
-        tokens: np.ndarray,
-        cache: KVCache,
-        lengths: np.ndarray | None = None,
-        *,
-        outputs: None = None,
+        self, tokens: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None, *, outputs: None = None
     ) -> np.ndarray: ...
 
     @overload
     def decode(
-        self,
-        tokens: np.ndarray,
-        cache: KVCache,
-        lengths: np.ndarray | None = None,
-        *,
-        outputs: Sequence[str],
+        self, tokens: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None, *, outputs: Sequence[str]
     ) -> Outputs: ...
 
     def decode(

@@ -26,7 +26,7 @@ REPO = Path(__file__).parents[3]
 
 PROMPT = "once upon a time"
 COMMANDS = [
-    *("onnx", "convert", "verify", "inspect", "run"),
+    *("onnx", "trt", "convert", "verify", "inspect", "run"),
     *("embed", "classify", "tag", "answer", "selftest", "bench"),
 ]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Of host memory while an engine is built, beside what weights need: measured with TensorRT-RTX 1.7
 # (benchmarks/LOG.md), and only used to say roughly what it will take.
-_BUILDER_BYTES, _COPIES_OF_WEIGHTS = 600 << 20, 2.0
+_BUILDER_BYTES, _COPIES_OF_WEIGHTS = 600 << 20, 3.4
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,8 @@ def _extend_bundle(
 ) -> None:
     """Stage the bundle anew, sharing its bytes, and publish it with what ``finish`` adds."""
     manifest = read_manifest(folder)
-    with Stage(target, 2 * nbytes) as stage:
+    # The graph's data where they are written anew, and a plan, which holds some weights in several layouts.
+    with Stage(target, 3 * nbytes) as stage:
         for entry in manifest.files:
             place = stage.folder / entry.path
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -112,6 +112,8 @@ def test_bundles_that_no_engine_can_be_made_of(talking, quick_graphs, tmp_path):
     assert files_in(folder) == before
     llama_export.export(talking, tmp_path / "embeds", recipe=Recipe(inputs_embeds=True, verify=False))
     refused(trt(tmp_path / "embeds"), "takes embeddings in place of token ids")
+    llama_export.export(talking, tmp_path / "rounded", recipe=Recipe(precision="int8", verify=False))
+    refused(trt(tmp_path / "rounded"), "the weights are int8, engines are made of float32, float16, bfloat16")
 
 
 def test_a_changed_bundle_is_refused_before_any_work(talking_bundle, tmp_path):

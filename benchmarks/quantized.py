@@ -17,8 +17,8 @@ from measure import last_error
 from rounds import Candidate, Outcome, Sample, interleave
 from speed import Runtime, generate
 
-LLAMA_CPP_RUNTIME = (peers.LLAMA_CPP, "numpy")  # no wheel on PyPI: built here, for this processor
-OPENVINO = ("openvino-genai==2026.0.0.0", "optimum-intel[openvino]==1.27.0")
+LLAMA_CPP_RUNTIME = (peers.LLAMA_CPP,)  # no wheel on PyPI: built here, for this processor
+OPENVINO = ("openvino-genai", "optimum-intel[openvino]")
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,13 @@ def _llama_cpp(cache: Path) -> list[Quantized]:
     return [Quantized(e.name, e, python(env), "generate_llama_cpp.py") for e in made]
 
 
+def _without_torchvision(env: Path) -> None:
+    """The one that optimum-intel brings is for another torch, and transformers stumbles over it."""
+    environments.pip(env, ["uninstall", "--yes", "torchvision"])
+
+
 def _openvino(cache: Path) -> list[Quantized]:
-    env = environments.make("openvino", OPENVINO, cache)
+    env = environments.make("openvino", OPENVINO, cache, extra=("no torchvision", _without_torchvision))
 
     def export(precision: str) -> Export:
         def command(checkpoint: Path, output: Path) -> list[str | Path]:
@@ -117,33 +122,11 @@ def _openvino(cache: Path) -> list[Quantized]:
     return [Quantized(e.name, e, python(env), "generate_openvino.py") for e in made]
 
 
-def bench(
-    shape: Shape,
-    checkpoint: Path,
-    work: Path,
-    exports: Exports,
-    found: list[Quantized],
-    repeats: int,
-    new_tokens: int,
-) -> tuple[dict[str, Outcome], dict[str, Outcome], dict[str, list[int]]]:
-    """Export each in turn, then generate with each in turn.
-
-    Args:
-        shape: Of the checkpoint.
-        checkpoint: bfloat16.
-        work: Where exports that are timed stand for a moment.
-        exports: Holds those that generate.
-        found: What is measured.
-        repeats: Rounds of generating; exports take half as many.
-        new_tokens: Generated after the prompt.
-
-    Returns:
-        Outcomes of exports and of generating, and the tokens that each generated.
-    """
+def bench_exports(checkpoint: Path, work: Path, found: list[Quantized], repeats: int) -> dict[str, Outcome]:
+    """Export each in turn, ``repeats`` times; outputs are removed at once."""
     output = work / "quantized"
-    tokens: dict[str, list[int]] = {}
 
-    def convert(candidate: Quantized) -> Sample:
+    def once(candidate: Quantized) -> Sample:
         measured = run_export(candidate.export, checkpoint, output)
         written = size(output)
         remove(output)
@@ -151,18 +134,19 @@ def bench(
             raise RuntimeError(last_error(measured))
         return {"seconds": measured.seconds, "output_bytes": written} | measured.conditions()
 
-    def run(candidate: Quantized, exported: Exported) -> Sample:
+    return interleave([Candidate(c.name, lambda c=c: once(c)) for c in found], repeats)
+
+
+def bench(
+    shape: Shape, checkpoint: Path, exports: Exports, found: list[Quantized], repeats: int, new_tokens: int
+) -> dict[str, Outcome]:
+    """Generate with each in turn, every time in a process of its own; texts may differ, as the weights do."""
+
+    def once(candidate: Quantized, exported: Exported) -> Sample:
         runtime = Runtime(
             candidate.name, candidate.export, checkpoint, candidate.interpreter, candidate.script
         )
-        generated, sample = generate(runtime, exported.require(), shape.vocab_size, new_tokens)
-        tokens[candidate.name] = generated
-        return sample
+        return generate(runtime, exported.require(), shape.vocab_size, new_tokens)[1]
 
-    generating = []
-    for candidate in found:
-        exported = exports.make(candidate.name, candidate.export, checkpoint)
-        generating.append(Candidate(candidate.name, lambda c=candidate, e=exported: run(c, e)))
-    generated = interleave(generating, repeats)
-    converted = interleave([Candidate(c.name, lambda c=c: convert(c)) for c in found], -(-repeats // 2))
-    return converted, generated, tokens
+    made = [(c, exports.make(c.name, c.export, checkpoint)) for c in found]
+    return interleave([Candidate(c.name, lambda c=c, e=e: once(c, e)) for c, e in made], repeats)

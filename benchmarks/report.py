@@ -41,7 +41,7 @@ COLUMNS = {
         Column("decode, tok/s", "decode_tokens_per_s", digits=2),
         PEAK,
     ),
-    "quantized conversion": (Column("seconds", "seconds"), PEAK, Column("output GB", "output_bytes", GB, 2)),
+    "quantizing": (Column("seconds", "seconds"), PEAK, Column("output GB", "output_bytes", GB, 2)),
     "quantized": (
         Column("start to first token, s", "first_token_s", digits=2),
         Column("load, s", "load_s", digits=2),
@@ -74,7 +74,7 @@ COLUMNS = {
 TITLES = {
     "conversion": "Export of {shape} in bfloat16",
     "speed": "Generating with {shape} in float32, {threads} threads, {prompt} + {new} tokens",
-    "quantized conversion": "Quantizing {shape} in bfloat16",
+    "quantizing": "Quantizing {shape} in bfloat16",
     "quantized": "Generating with {shape} quantized, {threads} threads, {prompt} + {new} tokens",
     "overhead": "A token of {shape} in float32, {threads} threads: our runtime beside the bare session",
     "batch": "Batches with {shape} in float32, {threads} threads, prompts of 17 to 64 tokens + {row_new}",

@@ -48,7 +48,7 @@ def library(ort_home: Path) -> CDLL:
     folder = build(
         "cpp-shared",
         f"-DORT_HOME={ort_home}",
-        *("-DBUILD_SHARED_LIBS=ON", "-DLLAMA_RUNTIME_PROGRAMS=OFF"),
+        *("-DBUILD_SHARED_LIBS=ON", "-DLLAMA_RUNTIME_PROGRAMS=OFF", "-DLLAMA_RUNTIME_TESTS=ON"),
     )
     return c_abi.load(folder / "libllama_runtime.so")
 

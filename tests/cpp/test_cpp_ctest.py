@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 from cpp_bundles import build
 
-PROGRAMS = {"units", "abi", "example_c", "example_cpp", "fuzz", "run", "selftest", "bench", "consumer"}
+PROGRAMS = {
+    "units",
+    "abi",
+    "raii",
+    "example_c",
+    "example_cpp",
+    "fuzz",
+    "run",
+    "selftest",
+    "bench",
+    "consumer",
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +46,7 @@ def test_static(definitions):
 
 def test_shared(definitions, library):
     folder = build("cpp-shared", *definitions)
-    ctest(folder, {"abi", "example_c", "example_cpp", "consumer"})
+    ctest(folder, {"abi", "raii", "example_c", "example_cpp", "consumer"})
     symbols = subprocess.run(
         ["nm", "-D", "--defined-only", folder / "libllama_runtime.so"],
         capture_output=True,

@@ -174,14 +174,14 @@ def main() -> None:
     """Export every way and leave the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help="default %(default)s")
-    parser.add_argument("--cases", default="", help="only checkpoints with this in their name")
+    parser.add_argument("--cases", default="", help="only checkpoints with one of these in their name")
     parser.add_argument("--name", default="parity", help="of the results: results/<date>-<name>.md")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for case in cases(work):
-            if options.cases not in case.checkpoint:
+            if not any(part in case.checkpoint for part in options.cases.split(",")):
                 continue
             for precision in options.precisions.split(","):
                 for path in ATTENTION_PATHS:

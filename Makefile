@@ -4,6 +4,7 @@
 #   make test      set up for development, lint, types, all tests that guard the code
 #   make test-all  the long tests too, in other people's runtimes and in Chromium (both are set up where they can be)
 #   make cpp       the C++ runtime (runtime/cpp): build and test it
+#   make kernels   our CPU operators, with CMake and a C++ compiler: int4 and int8 bundles get faster
 #   make web       the libraries of the browser page (runtime/web), with npm
 #   make check     lint and types alone
 #   make bench     ours against peers, on a quiet machine (benchmarks/README.md)
@@ -24,7 +25,7 @@ DEMO := artifacts/tiny
 # A file's tests share what they export, so they stay together.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo setup web cpp cpp-needs programs test test-all check format bench clean
+.PHONY: demo setup web cpp cpp-needs kernels programs test test-all check format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,10 +41,10 @@ demo: $(VENV)/.run-ready
 
 setup: $(VENV)/.dev-ready
 
-test: check cpp-needs
+test: check cpp-needs kernels
 	@$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not long"
 
-test-all: check cpp-needs programs
+test-all: check cpp-needs kernels programs
 	@$(BIN)/python -m pytest -q
 
 cpp: setup cpp-needs
@@ -57,6 +58,9 @@ cpp-needs: $(VENV)/.dev-ready
 		{ apt-get update && apt-get install -y $${need##*:}; } >/dev/null 2>&1 || echo "$${need##*:} cannot be installed here"; \
 	done
 	@runtime/cpp/fetch_onnxruntime.sh build/onnxruntime $(BIN)/python || echo "the C++ runtime cannot be built here"
+
+kernels: $(VENV)/.run-ready
+	@runtime/kernels/build.sh $(BIN)/python
 
 web: runtime/web/node_modules/.ready
 

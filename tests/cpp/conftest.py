@@ -21,6 +21,12 @@ from llama_export.recipe import Recipe
 __all__ = ["quick_graphs", "talking", "talking_bundle"]
 
 
+@pytest.fixture(autouse=True)
+def _same_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python finds our kernels in its own folder, C++ only where they are named: without, for both."""
+    monkeypatch.setenv("LLAMA_EXPORT_KERNELS", "off")
+
+
 @pytest.fixture(scope="session")
 def ort_home() -> Path:
     """Where ``make cpp`` has put ONNX Runtime's headers, and a link to its library."""

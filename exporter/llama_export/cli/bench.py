@@ -74,7 +74,8 @@ def bench(
 
 def _lines(report: BenchReport) -> list[str]:
     lines = [
-        f"bundle     {report.bundle}: {report.precision}, {report.attention}, {report.threads} threads, "
+        f"bundle     {report.bundle}: {report.precision}, {report.attention}, "
+        f"{report.kernels or 'no'} kernels of our own, {report.threads} threads, "
         f"medians of {report.repeats} (least to most)",
         f"start      first token {_seconds(report.start_to_first_token_s)} after the process began, "
         f"load {report.load_s:.2f} s",

@@ -28,6 +28,7 @@ def selftest(bundle: Path, threads: int | None, as_json: bool) -> None:
             "ok": report.ok,
             "answers": report.answers,
             "tokens": report.tokens,
+            "kernels": report.kernels,
             "largest_logit_difference": report.largest_logit_difference,
             "differences": [str(difference) for difference in report.differences],
         }
@@ -36,4 +37,5 @@ def selftest(bundle: Path, threads: int | None, as_json: bool) -> None:
     report.check()
     difference = report.largest_logit_difference
     measured = "" if difference is None else f", logits within {difference:.1e}"
-    click.echo(f"ok: {report.answers} known answers, {report.tokens} tokens{measured}")
+    both = "" if report.kernels is None else f", with our own kernels ({report.kernels}) and without"
+    click.echo(f"ok: {report.answers} known answers, {report.tokens} tokens{measured}{both}")

@@ -58,6 +58,15 @@ def continue_greedily(
     return Continuation(tuple(prompt), tuple(tokens), chunk, prefill, decoded, chunked)
 
 
+def read_again(session: Session, found: Continuation) -> np.ndarray:
+    """[T + n - 1 + m, V] logits of the same tokens, read in the same steps by another session."""
+    cache = session.new_cache(capacity=len(found.sequence))
+    logits = [session.prefill(np.array([found.prompt], np.int64), cache, all_logits=True)[0]]
+    logits += [session.decode(np.array([token], np.int64), cache) for token in found.tokens[:-1]]
+    logits.append(session.prefill(np.array([found.chunk], np.int64), cache, all_logits=True)[0])
+    return np.concatenate(logits)
+
+
 def prefill_in_chunks(session: Session, tokens: Sequence[int], chunk_tokens: int, last: int) -> np.ndarray:
     """[last, V] logits at the end of a sequence that is read a chunk at a time."""
     cache = session.new_cache(capacity=len(tokens))

@@ -42,6 +42,7 @@ from llama_export.parity.tolerances import TOLERANCES, Quantity, Tolerance, roun
 from llama_export.parity.weight_values import compare_weights
 from llama_export.progress import byte_progress
 from llama_runtime.extras import Outputs, hidden_state_names
+from llama_runtime.kernels import find_kernels
 from llama_runtime.manifest import Manifest
 from llama_runtime.session import Session, open_session
 from llama_runtime.tokenizer import open_tokenizer
@@ -98,7 +99,10 @@ class Evidence:
         coarsest = coarsest_blocks(self.stored.values())
         self.rounding = coarsest or rounding_of(checkpoint.dtype, manifest.precision)
         self._weights: Future[list[TensorDifference]] = pool.submit(compare_weights, self.stored, checkpoint)
-        self.session: Session = open_session(folder, manifest, threads=threads, widen_at_load=False)
+        # What other runtimes compute too; our own kernels are a rung of their own.
+        self.session: Session = open_session(
+            folder, manifest, threads=threads, widen_at_load=False, own_kernels=False
+        )
         self._batch: Future[list[Outputs]] | None = None if quick else pool.submit(self._play_batch)
 
     @property
@@ -127,6 +131,14 @@ class Evidence:
             continue_greedily(self.session, prompt.tokens, n, self._more(prompt.tokens, extra))
             for prompt in self.prompts[: self.workload.continued]
         ]
+
+    @cached_property
+    def fast_session(self) -> Session | None:
+        """The bundle with our own kernels; None where they are not for it, or not here."""
+        if find_kernels(self.manifest.precision) is None:
+            return None
+        session = open_session(self.folder, self.manifest, threads=self.threads)
+        return None if session.kernels is None else session
 
     @cached_property
     def first_layer(self) -> list[LayerError]:

@@ -118,6 +118,7 @@ LADDER: tuple[Rung[Evidence], ...] = (
     Rung("whole context", "logits", logits.measure_context, _whole_context),
     Rung("hidden states", "layer", extras.measure_hidden_states, extras.no_hidden_states, _prompt_scene),
     Rung("attentions", "layer", extras.measure_attentions, extras.no_attentions, _prompt_scene),
+    Rung("own kernels", "logits", logits.measure_kernels, logits.no_kernels),
     Rung("greedy tokens", "tokens", greedy.measure),
     Rung("rounded logits", "rounding", rounding.measure_logits, _rounded),
     Rung("KL divergence", "kl", rounding.measure_kl, _rounded),

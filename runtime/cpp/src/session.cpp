@@ -11,6 +11,7 @@
 
 #include "cores.h"
 #include "errors.h"
+#include "kernels.h"
 
 namespace llama {
 namespace {
@@ -91,10 +92,21 @@ Session::Session(const std::string& folder, const Manifest& manifest, const Sess
     OrtEnv* env = nullptr;
     check(api_, api_.CreateEnv(ORT_LOGGING_LEVEL_ERROR, "llama_runtime", &env), path);
     env_ = owned(env, api_.ReleaseEnv);
-    const auto options = session_options(api_, folder, manifest, given.threads);
-    OrtSession* session = nullptr;
-    check(api_, api_.CreateSession(env, path.c_str(), options.get(), &session), path + ": ONNX Runtime cannot load it");
-    session_ = owned(session, api_.ReleaseSession);
+    const auto load = [&](const OrtSessionOptions* options) {
+        OrtSession* session = nullptr;
+        check(api_, api_.CreateSession(env, path.c_str(), options, &session), path + ": ONNX Runtime cannot load it");
+        session_ = owned(session, api_.ReleaseSession);
+    };
+    if (const auto kernels = find_kernels(manifest.precision)) {
+        const auto options = session_options(api_, folder, manifest, given.threads);
+        try {
+            check(api_, api_.RegisterCustomOpsLibrary_V2(options.get(), kernels->c_str()), *kernels);
+            load(options.get());
+        } catch (const Error& error) {
+            say_no_kernels(error.what());
+        }
+    }
+    if (!session_) load(session_options(api_, folder, manifest, given.threads).get());
     OrtMemoryInfo* memory = nullptr;
     check(api_, api_.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory), path);
     memory_ = owned(memory, api_.ReleaseMemoryInfo);

@@ -25,6 +25,7 @@ from llama_runtime.cache import position_bytes
 from llama_runtime.cores import available_cores
 from llama_runtime.errors import OptionError, SessionError
 from llama_runtime.generate import Generator, load
+from llama_runtime.kernels import level_of
 from llama_runtime.manifest import Manifest, read_manifest
 from llama_runtime.options import SamplingOptions
 
@@ -58,6 +59,7 @@ class BenchReport:
         bundle: The folder.
         precision: Of its weights.
         attention: Its attention path.
+        kernels: The instructions of our own operators; None where ONNX Runtime's own ran.
         threads: Of the arithmetic.
         prompt_tokens: Read before the first decoded token.
         new_tokens: Decoded in each repeat, the first one apart.
@@ -79,6 +81,7 @@ class BenchReport:
     bundle: str
     precision: str
     attention: str
+    kernels: str | None
     threads: int
     prompt_tokens: int
     new_tokens: int
@@ -159,11 +162,11 @@ def bench(
             decodes.append(_decode_ms(generator, prompt(prompt_tokens), new_tokens))
             reads.append(_read_bytes_per_s(cores))
     decode_ms, step = _decode_spread(decodes), _step_bytes(manifest, prompt_tokens + new_tokens // 2)
-    share = None if step is None else step / (decode_ms.median * 1e-3) / max(reads)
     return BenchReport(
         bundle=str(bundle),
         precision=manifest.precision,
         attention=manifest.attention,
+        kernels=level_of(generator.session.kernels),
         threads=cores,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -176,7 +179,7 @@ def bench(
         decode_tokens_per_s=1e3 / decode_ms.median,
         step_bytes=step,
         read_bytes_per_s=max(reads),
-        bandwidth_share=share,
+        bandwidth_share=None if step is None else step / (decode_ms.median * 1e-3) / max(reads),
         peak_private_bytes=memory.peak,
         token_ms=tuple(statistics.median(column) for column in zip(*decodes, strict=True)),
         profile=_profile(folder, manifest, threads, prompt(prompt_tokens)) if profile else None,

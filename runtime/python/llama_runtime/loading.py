@@ -6,10 +6,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from llama_runtime.cache import cache_names
 from llama_runtime.errors import MissingExtraError, OptionError, SessionError
+from llama_runtime.kernels import Kernels, find_kernels, say
 from llama_runtime.manifest import EMBEDS, Manifest
 
 FED_INPUTS = ("input_ids", EMBEDS, "attention_mask", "position_ids")
@@ -17,6 +18,57 @@ LOG_ERRORS_ONLY = 3
 Device = Literal["cpu", "cuda", "tensorrt"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class Loaded(NamedTuple):
+    """A bundle's graphs, and the library of our own operators that the main one uses, if any."""
+
+    inference: Any
+    embedding: Any
+    kernels: Kernels | None
+
+
+def load_bundle(
+    onnxruntime: Any,
+    folder: Path,
+    manifest: Manifest,
+    threads: int,
+    disabled: list[str] | None,
+    provider: str,
+    profile: bool,
+    own_kernels: bool,
+) -> Loaded:
+    """Load a bundle's graphs, with our own operators where they are there, wanted and right."""
+    path = folder / manifest.model.path
+
+    def options() -> Any:
+        made = session_options(onnxruntime, folder, manifest, threads)
+        if profile:
+            record(made)
+        return made
+
+    on_cpu = provider == PROVIDERS["cpu"]
+    inference, kernels = None, find_kernels(manifest.precision) if own_kernels and on_cpu else None
+    if kernels is not None:
+        inference = _load_with(kernels, onnxruntime, path, options(), disabled)
+    if inference is None:
+        inference, kernels = load_graph(onnxruntime, path, options(), path, disabled, provider), None
+    check_contract(path, inference, manifest)
+    return Loaded(inference, load_embedding(onnxruntime, folder, manifest, options()), kernels)
+
+
+def _load_with(
+    kernels: Kernels, onnxruntime: Any, path: Path, options: Any, disabled: list[str] | None
+) -> Any:
+    """Load a graph with our own operators; None, and a line, where it cannot be."""
+    try:
+        options.register_custom_ops_library(str(kernels.path))
+        return load_graph(onnxruntime, path, options, path, disabled)
+    except SessionError as error:
+        say(f"{kernels.path}: cannot be used for this bundle: {error}")
+    except Exception as error:  # ONNX Runtime's exceptions share no other base.
+        say(f"{kernels.path}: ONNX Runtime refuses it: {first_line(error)}")
+    return None
 
 
 def load_embedding(onnxruntime: Any, folder: Path, manifest: Manifest, options: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from llama_runtime.errors import ManifestError, SelftestError
 from llama_runtime.generate import TASK, Generator, load
+from llama_runtime.kernels import level_of
 from llama_runtime.manifest import KnownAnswer, KnownOutput, read_manifest
 from llama_runtime.sampling import greedy
-from llama_runtime.session import Session
+from llama_runtime.session import Session, open_session
 from llama_runtime.tasks.batch import run_padded
 from llama_runtime.tasks.opening import open_text_model
 
@@ -51,6 +52,7 @@ class SelftestReport:
         near_ties_taken: Tokens that differ where the reference's best two were too close to tell.
         largest_logit_difference: Over all probes, absolute; None where there are none.
         differences: All that is wrong; empty when the bundle is right.
+        kernels: The instructions of our own operators, where these were tried too; None where there are none.
     """
 
     answers: int
@@ -58,6 +60,7 @@ class SelftestReport:
     near_ties_taken: int
     largest_logit_difference: float | None
     differences: tuple[Difference, ...]
+    kernels: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -83,7 +86,7 @@ class _Tally:
 
 
 def selftest(path: str | Path, threads: int | None = None) -> SelftestReport:
-    """Open a bundle and replay its known answers.
+    """Open a bundle and replay its known answers: with our own kernels where they are there, and without.
 
     Args:
         path: The bundle's folder.
@@ -103,16 +106,25 @@ def selftest(path: str | Path, threads: int | None = None) -> SelftestReport:
     tally = _Tally(0, [], [])
     for index, answer in enumerate(answers):
         _compare_prompt(generator, index, answer, tally)
-        _replay(generator, index, answer, tally)
     known = generator.manifest.known_outputs
-    _compare_known_outputs(generator.session, known, len(answers), tally)
+    for session in _with_and_without_kernels(generator.session, Path(path), threads):
+        for index, answer in enumerate(answers):
+            _replay(session, index, answer, tally)
+        _compare_known_outputs(session, known, len(answers), tally)
     return SelftestReport(
         answers=len(answers) + len(known),
         tokens=sum(len(answer.tokens) for answer in answers),
         near_ties_taken=tally.near_ties_taken,
         largest_logit_difference=max(tally.logit_differences, default=None),
         differences=tuple(tally.differences),
+        kernels=level_of(generator.session.kernels),
     )
+
+
+def _with_and_without_kernels(session: Session, folder: Path, threads: int | None) -> Iterator[Session]:
+    yield session
+    if session.kernels is not None:
+        yield open_session(folder, session.manifest, threads=threads, own_kernels=False)
 
 
 def _selftest_outputs(path: str | Path, task: str, threads: int | None) -> SelftestReport:
@@ -122,13 +134,15 @@ def _selftest_outputs(path: str | Path, task: str, threads: int | None) -> Selft
     if not known:
         raise ManifestError(f"{path}: the manifest has no known outputs", "export again with verification")
     tally = _Tally(0, [], [])
-    _compare_known_outputs(model.session, known, 0, tally)
+    for session in _with_and_without_kernels(model.session, Path(path), threads):
+        _compare_known_outputs(session, known, 0, tally)
     return SelftestReport(
         answers=len(known),
         tokens=sum(len(answer.token_ids) for answer in known),
         near_ties_taken=0,
         largest_logit_difference=max(tally.logit_differences),
         differences=tuple(tally.differences),
+        kernels=level_of(model.session.kernels),
     )
 
 
@@ -163,8 +177,7 @@ def _compare_prompt(generator: Generator, index: int, answer: KnownAnswer, tally
         tally.differences.append(Difference(index, None, "prompt", answer.prompt_tokens, got))
 
 
-def _replay(generator: Generator, index: int, answer: KnownAnswer, tally: _Tally) -> None:
-    session = generator.session
+def _replay(session: Session, index: int, answer: KnownAnswer, tally: _Tally) -> None:
     cache = session.new_cache(capacity=len(answer.prompt_tokens) + len(answer.tokens))
     logits = session.prefill(np.array([answer.prompt_tokens], np.int64), cache)
     for position, expected in enumerate(answer.tokens):

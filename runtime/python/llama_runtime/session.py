@@ -18,14 +18,14 @@ from llama_runtime.cores import available_cores
 from llama_runtime.errors import MissingExtraError, OptionError, PromptError, SessionError
 from llama_runtime.extras import Outputs, check_outputs, join_chunks
 from llama_runtime.feeding import check_lengths, check_tokens
+from llama_runtime.kernels import Kernels
 from llama_runtime.loading import (
     DATA_FOLDER,
     Device,
-    check_contract,
     find_provider,
+    load_bundle,
     load_embedding,
     load_graph,
-    record,
     recorded,
     running,
     session_options,
@@ -50,6 +50,7 @@ class Session:
     ) -> None:
         self._inference, self._embedding = inference, embedding
         self.manifest, self.soft_prompt = manifest, learned
+        self.kernels: Kernels | None = None  # our own operators, where it uses them
 
     def new_cache(self, *, capacity: int, rows: int = 1) -> KVCache:
         """Make a cache that is empty but for the bundle's learned prompt, where it has one.
@@ -274,6 +275,7 @@ def open_session(
     widen_at_load: bool = True,
     profile: bool = False,
     device: Device = "cpu",
+    own_kernels: bool = True,
 ) -> Session:
     """Load the bundle's graph with ONNX Runtime.
 
@@ -285,6 +287,7 @@ def open_session(
             a session that runs a few times only (a self-test) is then ready at once and stays small.
         profile: Record every operator, for ``end_profiling``.
         device: ``cpu`` or ``cuda``, and nothing else where that cannot be had.
+        own_kernels: Compute with our own operators where they are there. False never does.
 
     Raises:
         MissingExtraError: onnxruntime is not installed, or not the one for this device.
@@ -300,15 +303,11 @@ def open_session(
         hint = "pip install 'llama-export[cpu]'"
         raise MissingExtraError(f"onnxruntime is not installed ({error})", hint) from None
     provider = find_provider(onnxruntime, device)
-    options = session_options(onnxruntime, folder, manifest, threads or available_cores())
-    if profile:
-        record(options)
-    path = folder / manifest.model.path
-    disabled = None if widen_at_load else ["ConstantFolding"]
-    inference = load_graph(onnxruntime, path, options, path, disabled, provider)
-    check_contract(path, inference, manifest)
-    embedding = load_embedding(onnxruntime, folder, manifest, options)
-    return Session(inference, manifest, embedding, read_soft_prompt(folder, manifest))
+    cores, disabled = threads or available_cores(), None if widen_at_load else ["ConstantFolding"]
+    loaded = load_bundle(onnxruntime, folder, manifest, cores, disabled, provider, profile, own_kernels)
+    session = Session(loaded.inference, manifest, loaded.embedding, read_soft_prompt(folder, manifest))
+    session.kernels = loaded.kernels
+    return session
 
 
 def open_graph(

@@ -1,0 +1,68 @@
+// What a level of instructions (a "level": scalar, avx2, avx512, ...) has to offer, and which there are.
+//
+// All levels give the same bits: sums within a block are integers, and blocks are added one by one with a
+// fused multiply-add. A row's numbers depend neither on the other rows nor on the threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace llama_kernels {
+
+constexpr int kMaxTileRows = 6;
+constexpr int kMaxPanels = 2;
+
+// Some rows of activations, rounded to int8 block by block; R rows, beside each other for every 4 values.
+struct Tile {
+    const int8_t* codes;     // [blocks * block / 4][R][4]; for 4 bits each 8 values stand as 0 2 4 6 1 3 5 7
+    const float* scales;     // [blocks][R]
+    const int32_t* offsets;  // [blocks][R]: minus the sum of a block's codes, times the middle code of the
+                             // matrix where it has no zero points
+    int rows;                // R
+};
+
+// One or two panels of a matrix (matrix.h), one behind the other.
+struct Panels {
+    const uint8_t* records;
+    const uint8_t* zero_points;  // [blocks][16], or null
+    size_t panel_bytes;          // from one to the next
+    int count;
+    int64_t blocks;
+    int block;
+    int bits;
+
+    Panels only(int index) const {
+        const size_t offset = index * panel_bytes;
+        return {records + offset, zero_points ? zero_points + offset : nullptr, panel_bytes, 1, blocks, block, bits};
+    }
+};
+
+// Where row `row` of a tile of `rows` goes.
+struct TileRow {
+    int8_t* codes;
+    float* scales;
+    int32_t* offsets;
+    int row;
+    int rows;
+};
+
+struct Level {
+    const char* name;
+    bool (*runs_here)();
+    bool by_default;  // measured to be faster than ONNX Runtime's own operator; the others must be asked for
+    int tile_rows;  // the most rows of a tile, at most kMaxTileRows
+
+    // Rounds one row [inputs]. A block that is not finite makes its row NaN; one below 1e-36 is 0.
+    void (*quantize)(const float* values, int64_t inputs, int block, int bits, int middle, const TileRow& to);
+
+    // sums[panels][R][16] = the tile times the panels.
+    void (*multiply)(const Panels& panels, const Tile& tile, float* sums);
+};
+
+// The levels of this build, best first; the last is the reference, which runs anywhere.
+const Level* const* levels(size_t* count);
+
+// The best level that runs here and is chosen by default, or the one named; null where there is none.
+const Level* choose_level(const char* name);
+
+}  // namespace llama_kernels

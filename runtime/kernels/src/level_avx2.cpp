@@ -1,0 +1,117 @@
+// AVX2 and FMA: a panel's 16 outputs are two registers of 8 lanes.
+#include <immintrin.h>
+
+#include "quantize.h"
+
+namespace llama_kernels {
+namespace {
+
+constexpr int kTileRows = 4;
+
+// 8 bits are read as signed, code - 128, since products of unsigned ones would overflow 16 bits.
+inline __m256i pairs(__m256i weights, __m256i four, bool is_signed) {
+    if (!is_signed) return _mm256_maddubs_epi16(weights, four);
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(four, weights));
+}
+
+inline __m256i broadcast(const int8_t* four) {
+    int32_t value;
+    __builtin_memcpy(&value, four, sizeof value);
+    return _mm256_set1_epi32(value);
+}
+
+inline __m256i widen(__m256i sixteen_bits) { return _mm256_madd_epi16(sixteen_bits, _mm256_set1_epi16(1)); }
+
+template <int bits, bool zeros, int R>
+void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
+    const __m256i low = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(static_cast<char>(0x80));
+    __m256 totals[R][2];
+    for (int r = 0; r < R; ++r) totals[r][0] = totals[r][1] = _mm256_setzero_ps();
+    const int lines = panel.block * bits / 32;  // of 64 bytes; a multiple of 4
+    const uint8_t* record = panel.records;
+    const int8_t* codes = tile.codes;
+    for (int64_t b = 0; b < panel.blocks; ++b) {
+        __m256i sums[R][2];
+        const int32_t* offsets = tile.offsets + b * R;
+        for (int half = 0; half < 2; ++half) {
+            __m256i zero = _mm256_set1_epi32(bits == 8 ? 0 : 1);
+            if (zeros) {
+                const void* eight = panel.zero_points + b * 16 + half * 8;
+                zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(eight)));
+                if (bits == 8) zero = _mm256_sub_epi32(zero, _mm256_set1_epi32(128));
+            }
+            for (int r = 0; r < R; ++r) sums[r][half] = _mm256_mullo_epi32(zero, _mm256_set1_epi32(offsets[r]));
+        }
+        const uint8_t* line = record + 64;
+        for (int i = 0; i < lines; i += 4) {
+            __m256i shorts[R][2];  // 4 bits: eight products of at most 3810 fit
+            for (int r = 0; r < R; ++r) shorts[r][0] = shorts[r][1] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j, line += 64) {
+                if (R == 1) _mm_prefetch(reinterpret_cast<const char*>(line + panel.panel_bytes), _MM_HINT_T0);
+#pragma GCC unroll 2
+                for (int half = 0; half < 2; ++half) {
+                    const void* at = line + half * 32;
+                    const __m256i bytes = _mm256_load_si256(static_cast<const __m256i*>(at));
+                    const __m256i first = bits == 4 ? _mm256_and_si256(bytes, low) : _mm256_xor_si256(bytes, sign);
+                    const __m256i second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
+                    for (int r = 0; r < R; ++r) {
+                        const __m256i product = pairs(first, broadcast(codes + r * 4), bits == 8);
+                        if (bits == 8) {
+                            sums[r][half] = _mm256_add_epi32(sums[r][half], widen(product));
+                        } else {
+                            const __m256i other = pairs(second, broadcast(codes + (R + r) * 4), false);
+                            shorts[r][half] = _mm256_add_epi16(shorts[r][half], _mm256_add_epi16(product, other));
+                        }
+                    }
+                }
+                codes += R * 32 / bits;
+            }
+            if (bits == 4)
+                for (int r = 0; r < R; ++r)
+                    for (int half = 0; half < 2; ++half)
+                        sums[r][half] = _mm256_add_epi32(sums[r][half], widen(shorts[r][half]));
+        }
+        for (int half = 0; half < 2; ++half) {
+            float eight[8];
+            __builtin_memcpy(eight, record + half * 32, sizeof eight);
+            const __m256 scale = _mm256_loadu_ps(eight);
+            for (int r = 0; r < R; ++r) {
+                const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(tile.scales[b * R + r]));
+                totals[r][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r][half]), both, totals[r][half]);
+            }
+        }
+        record = line;
+    }
+    for (int r = 0; r < R; ++r)
+        for (int half = 0; half < 2; ++half) _mm256_storeu_ps(out + r * 16 + half * 8, totals[r][half]);
+}
+
+template <int bits, bool zeros>
+void multiply_tile(const Panels& panel, const Tile& tile, float* out) {
+    switch (tile.rows) {
+        case 1: return multiply_rows<bits, zeros, 1>(panel, tile, out);
+        case 2: return multiply_rows<bits, zeros, 2>(panel, tile, out);
+        case 3: return multiply_rows<bits, zeros, 3>(panel, tile, out);
+        default: return multiply_rows<bits, zeros, 4>(panel, tile, out);
+    }
+}
+
+void multiply(const Panels& panels, const Tile& tile, float* out) {
+    for (int p = 0; p < panels.count; ++p, out += tile.rows * 16) {
+        const Panels panel = panels.only(p);
+        if (panel.bits == 4) {
+            panel.zero_points ? multiply_tile<4, true>(panel, tile, out) : multiply_tile<4, false>(panel, tile, out);
+        } else {
+            panel.zero_points ? multiply_tile<8, true>(panel, tile, out) : multiply_tile<8, false>(panel, tile, out);
+        }
+    }
+}
+
+bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+}  // namespace
+
+extern const Level kAvx2 = {"avx2", runs_here, false, kTileRows, quantize_row, multiply};
+
+}  // namespace llama_kernels

@@ -1,0 +1,149 @@
+// AVX-512 with VNNI: a panel's 16 outputs are the 16 lanes of a register.
+#include <immintrin.h>
+
+#include "quantize.h"
+
+namespace llama_kernels {
+namespace {
+
+// sum + weights (uint8) . four activations (int8). As an intrinsic, g++ 12 copies accumulators around it.
+inline __m512i dot(__m512i sum, __m512i weights, __m512i four) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(four));
+    return sum;
+}
+
+inline __m512i broadcast(const int8_t* four) {
+    int32_t value;
+    __builtin_memcpy(&value, four, sizeof value);
+    return _mm512_set1_epi32(value);
+}
+
+// R rows times P panels, all sums in registers. A single row of a single panel has two sums, so that enough
+// are in flight, and fetches the next panel line by line while it reads this one.
+template <int bits, bool zeros, int R, int P>
+void multiply_rows(const Panels& panels, const Tile& tile, float* out) {
+    constexpr int kChains = R * P == 1 ? 2 : 1;
+    constexpr bool kFetches = R <= 4;
+    const __m512i low = _mm512_set1_epi8(15);
+    const size_t stride = panels.panel_bytes;
+    __m512 totals[P][R];
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) totals[p][r] = _mm512_setzero_ps();
+    const uint8_t* record = panels.records;
+    const uint8_t* zero_points = panels.zero_points;
+    const int8_t* codes = tile.codes;
+    const float* scales = tile.scales;
+    const int32_t* offsets = tile.offsets;
+    for (int64_t b = 0; b < panels.blocks; ++b) {
+        __m512i sums[P][R], second_chain = _mm512_setzero_si512();
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) {
+            if (kFetches) _mm_prefetch(record + (P + p) * stride, _MM_HINT_T0);
+            __m512i zero;
+            if (zeros) {
+                const void* sixteen = zero_points + p * stride;
+                if (kFetches) _mm_prefetch(zero_points + (P + p) * stride, _MM_HINT_T0);
+                zero = _mm512_cvtepu8_epi32(_mm_load_si128(static_cast<const __m128i*>(sixteen)));
+            }
+#pragma GCC unroll 6
+            for (int r = 0; r < R; ++r) {
+                const __m512i offset = _mm512_set1_epi32(offsets[r]);
+                // Both fit 16 bits, and the upper halves of `zero` are 0: a product of 32 bits, faster than one.
+                sums[p][r] = zeros ? _mm512_madd_epi16(zero, offset) : offset;
+            }
+        }
+        const uint8_t* line = record + 64;
+        int left = panels.block * bits / 32;  // lines of 64 bytes, a multiple of 4
+        do {                                  // at least once, which keeps g++ from preparing for none
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j, line += 64) {
+                __m512i first[P], second[P];
+#pragma GCC unroll 2
+                for (int p = 0; p < P; ++p) {
+                    const __m512i bytes = _mm512_load_si512(line + p * stride);
+                    if (kFetches) _mm_prefetch(line + (P + p) * stride, _MM_HINT_T0);
+                    first[p] = bits == 4 ? _mm512_and_si512(bytes, low) : bytes;
+                    second[p] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
+                }
+#pragma GCC unroll 6
+                for (int r = 0; r < R; ++r) {
+                    const __m512i four = broadcast(codes + r * 4);
+#pragma GCC unroll 2
+                    for (int p = 0; p < P; ++p) {
+                        __m512i& sum = bits == 8 && kChains == 2 && j % 2 ? second_chain : sums[p][r];
+                        sum = dot(sum, first[p], four);
+                    }
+                }
+                if (bits == 4) {
+#pragma GCC unroll 6
+                    for (int r = 0; r < R; ++r) {
+                        const __m512i four = broadcast(codes + (R + r) * 4);
+#pragma GCC unroll 2
+                        for (int p = 0; p < P; ++p) {
+                            __m512i& sum = kChains == 2 ? second_chain : sums[p][r];
+                            sum = dot(sum, second[p], four);
+                        }
+                    }
+                }
+                codes += R * 32 / bits;
+            }
+        } while ((left -= 4) > 0);
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) {
+            const __m512 scale = _mm512_load_ps(record + p * stride);
+#pragma GCC unroll 6
+            for (int r = 0; r < R; ++r) {
+                const __m512i sum = kChains == 2 ? _mm512_add_epi32(sums[p][r], second_chain) : sums[p][r];
+                const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(scales[r]));
+                totals[p][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), both, totals[p][r]);
+            }
+        }
+        record = line;
+        zero_points += zeros ? 16 : 0;
+        scales += R;
+        offsets += R;
+    }
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) _mm512_storeu_ps(out + (p * R + r) * 16, totals[p][r]);
+}
+
+template <int bits, bool zeros, int P>
+void multiply_tile(const Panels& panels, const Tile& tile, float* out) {
+    switch (tile.rows) {
+        case 1: return multiply_rows<bits, zeros, 1, P>(panels, tile, out);
+        case 2: return multiply_rows<bits, zeros, 2, P>(panels, tile, out);
+        case 3: return multiply_rows<bits, zeros, 3, P>(panels, tile, out);
+        case 4: return multiply_rows<bits, zeros, 4, P>(panels, tile, out);
+        case 5: return multiply_rows<bits, zeros, 5, P>(panels, tile, out);
+        default: return multiply_rows<bits, zeros, 6, P>(panels, tile, out);
+    }
+}
+
+template <int bits, bool zeros>
+void multiply_panels(const Panels& panels, const Tile& tile, float* out) {
+    panels.count == 1 ? multiply_tile<bits, zeros, 1>(panels, tile, out) : multiply_tile<bits, zeros, 2>(panels, tile, out);
+}
+
+void multiply(const Panels& panels, const Tile& tile, float* out) {
+    if (panels.bits == 4) {
+        panels.zero_points ? multiply_panels<4, true>(panels, tile, out) : multiply_panels<4, false>(panels, tile, out);
+    } else {
+        panels.zero_points ? multiply_panels<8, true>(panels, tile, out) : multiply_panels<8, false>(panels, tile, out);
+    }
+}
+
+bool runs_here() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+}  // namespace
+
+extern const Level kAvx512 = {"avx512", runs_here, true, kMaxTileRows, quantize_row, multiply};
+
+}  // namespace llama_kernels

@@ -1,0 +1,102 @@
+// Arm's dot product instructions: a panel's 16 outputs are four registers of 4 lanes.
+#include <arm_neon.h>
+
+#include "quantize.h"
+
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace llama_kernels {
+namespace {
+
+constexpr int kTileRows = 4;
+constexpr int kQuarters = 4;
+
+inline int8x16_t broadcast(const int8_t* four) {
+    int32_t value;
+    __builtin_memcpy(&value, four, sizeof value);
+    return vreinterpretq_s8_s32(vdupq_n_s32(value));
+}
+
+// 8 bits are read as signed, code - 128: the instruction takes signed bytes alone.
+template <int bits, bool zeros, int R>
+void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
+    float32x4_t totals[R][kQuarters];
+    for (int r = 0; r < R; ++r)
+        for (int quarter = 0; quarter < kQuarters; ++quarter) totals[r][quarter] = vdupq_n_f32(0);
+    const int lines = panel.block * bits / 32;  // of 64 bytes
+    const uint8_t* record = panel.records;
+    const int8_t* codes = tile.codes;
+    for (int64_t b = 0; b < panel.blocks; ++b) {
+        int32x4_t sums[R][kQuarters];
+        for (int quarter = 0; quarter < kQuarters; ++quarter) {
+            int32_t zero[4];
+            for (int i = 0; i < 4; ++i) {
+                zero[i] = zeros ? panel.zero_points[b * 16 + quarter * 4 + i] - (bits == 8 ? 128 : 0) : bits == 4;
+            }
+            for (int r = 0; r < R; ++r) sums[r][quarter] = vmulq_n_s32(vld1q_s32(zero), tile.offsets[b * R + r]);
+        }
+        const uint8_t* line = record + 64;
+        for (int i = 0; i < lines; ++i, line += 64) {
+            if (R == 1) __builtin_prefetch(line + panel.panel_bytes);
+            for (int quarter = 0; quarter < kQuarters; ++quarter) {
+                const uint8x16_t bytes = vld1q_u8(line + quarter * 16);
+                const uint8x16_t first = bits == 4 ? vandq_u8(bytes, vdupq_n_u8(15)) : veorq_u8(bytes, vdupq_n_u8(0x80));
+                const int8x16_t second = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
+                for (int r = 0; r < R; ++r) {
+                    int32x4_t& sum = sums[r][quarter];
+                    sum = vdotq_s32(sum, vreinterpretq_s8_u8(first), broadcast(codes + r * 4));
+                    if (bits == 4) sum = vdotq_s32(sum, second, broadcast(codes + (R + r) * 4));
+                }
+            }
+            codes += R * 32 / bits;
+        }
+        for (int quarter = 0; quarter < kQuarters; ++quarter) {
+            float four[4];
+            __builtin_memcpy(four, record + quarter * 16, sizeof four);
+            for (int r = 0; r < R; ++r) {
+                const float32x4_t both = vmulq_n_f32(vld1q_f32(four), tile.scales[b * R + r]);
+                totals[r][quarter] = vfmaq_f32(totals[r][quarter], vcvtq_f32_s32(sums[r][quarter]), both);
+            }
+        }
+        record = line;
+    }
+    for (int r = 0; r < R; ++r)
+        for (int quarter = 0; quarter < kQuarters; ++quarter) vst1q_f32(out + r * 16 + quarter * 4, totals[r][quarter]);
+}
+
+template <int bits, bool zeros>
+void multiply_tile(const Panels& panel, const Tile& tile, float* out) {
+    switch (tile.rows) {
+        case 1: return multiply_rows<bits, zeros, 1>(panel, tile, out);
+        case 2: return multiply_rows<bits, zeros, 2>(panel, tile, out);
+        case 3: return multiply_rows<bits, zeros, 3>(panel, tile, out);
+        default: return multiply_rows<bits, zeros, 4>(panel, tile, out);
+    }
+}
+
+void multiply(const Panels& panels, const Tile& tile, float* out) {
+    for (int p = 0; p < panels.count; ++p, out += tile.rows * 16) {
+        const Panels panel = panels.only(p);
+        if (panel.bits == 4) {
+            panel.zero_points ? multiply_tile<4, true>(panel, tile, out) : multiply_tile<4, false>(panel, tile, out);
+        } else {
+            panel.zero_points ? multiply_tile<8, true>(panel, tile, out) : multiply_tile<8, false>(panel, tile, out);
+        }
+    }
+}
+
+bool runs_here() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return true;  // every Apple processor has them
+#endif
+}
+
+}  // namespace
+
+extern const Level kNeon = {"neon", runs_here, false, kTileRows, quantize_row, multiply};
+
+}  // namespace llama_kernels

@@ -1,0 +1,54 @@
+// The reference that every other level equals, bit by bit.
+#include <cmath>
+
+#include "matrix.h"
+#include "quantize.h"
+
+namespace llama_kernels {
+namespace {
+
+int code_at(const uint8_t* codes, int bits, int output, int k) {
+    if (bits == 8) return codes[k / 4 * 64 + output * 4 + k % 4];
+    const uint8_t two = codes[k / 8 * 64 + output * 4 + k % 8 / 2];
+    return k % 2 ? two >> 4 : two & 15;
+}
+
+// Where value k of a row stands among 4 or 8 (Tile::codes).
+int place_of(int bits, int k) { return bits == 8 ? k : k / 8 * 8 + k % 2 * 4 + k % 8 / 2; }
+
+void multiply_one(const Panels& panel, const Tile& tile, float* sums) {
+    const size_t record_bytes = kPanelOutputs * (sizeof(float) + panel.block * panel.bits / 8);
+    for (int row = 0; row < tile.rows; ++row) {
+        for (int output = 0; output < kPanelOutputs; ++output) {
+            float total = 0;
+            for (int64_t b = 0; b < panel.blocks; ++b) {
+                const uint8_t* record = panel.records + b * record_bytes;
+                const int64_t at = b * tile.rows + row;
+                const int zero = panel.zero_points ? panel.zero_points[b * kPanelOutputs + output] : 1;
+                int32_t sum = tile.offsets[at] * zero;
+                for (int k = 0; k < panel.block; ++k) {
+                    const int place = place_of(panel.bits, k);
+                    const int64_t four = (b * panel.block + place) / 4;
+                    const int activation = tile.codes[(four * tile.rows + row) * 4 + place % 4];
+                    sum += code_at(record + 64, panel.bits, output, k) * activation;
+                }
+                float scale;
+                std::memcpy(&scale, record + output * sizeof scale, sizeof scale);
+                total = std::fma(static_cast<float>(sum), scale * tile.scales[at], total);
+            }
+            sums[row * kPanelOutputs + output] = total;
+        }
+    }
+}
+
+void multiply(const Panels& panels, const Tile& tile, float* sums) {
+    for (int p = 0; p < panels.count; ++p) multiply_one(panels.only(p), tile, sums + p * tile.rows * kPanelOutputs);
+}
+
+bool anywhere() { return true; }
+
+}  // namespace
+
+extern const Level kScalar = {"scalar", anywhere, false, 4, quantize_row, multiply};
+
+}  // namespace llama_kernels

@@ -1,0 +1,36 @@
+// float32 [M, K] times a quantized matrix [N, K], on however many threads there are.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "level.h"
+#include "matrix.h"
+
+namespace llama_kernels {
+
+// Whoever has threads: runs task(data, i) for each i below `tasks`, in any order, on any threads.
+struct Parallel {
+    void (*run)(void* pool, size_t tasks, void (*task)(void* data, size_t index), void* data);
+    void* pool;
+    int threads;  // a guess: into how many streams the work is cut
+};
+
+class Matmul {
+public:
+    // `bias` is [N] or empty.
+    Matmul(const Level& level, std::unique_ptr<const Matrix> matrix, std::vector<float> bias);
+
+    // to[rows, N] = from[rows, K] * matrix^T + bias. May be called by several threads at once.
+    void run(const float* from, int64_t rows, float* to, const Parallel& parallel) const;
+
+    const Layout& layout() const { return matrix_->layout(); }
+
+private:
+    const Level& level_;
+    std::unique_ptr<const Matrix> matrix_;
+    std::vector<float> bias_;
+};
+
+}  // namespace llama_kernels

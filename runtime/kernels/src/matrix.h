@@ -1,0 +1,74 @@
+// A quantized matrix [N, K] in the order in which the kernels read it.
+//
+// 16 outputs make a panel; a panel is one linear stream, block after block along K:
+//
+//   float  scales[16]
+//   uint8  codes[size * bits / 32][16][4]    4 bytes of output 0, 4 of output 1, ...: 64 bytes, one register
+//
+// and behind the blocks of a panel, where the matrix has zero points, 16 bytes of them for each block. Bytes
+// are those of MatMulNBits: a byte of 4-bit codes is two values, the first in its low half. Outputs beyond N
+// have scale 0, values beyond K meet activations that are 0.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace llama_kernels {
+
+constexpr int kPanelOutputs = 16;
+
+struct Layout {
+    int64_t outputs;   // N
+    int64_t inputs;    // K
+    int bits;          // 4 or 8
+    int block;         // values that share a scale: 32, 64 or 128
+    bool zero_points;  // each block has its own code of zero; otherwise it is the middle one
+
+    int64_t blocks() const { return (inputs + block - 1) / block; }
+    int64_t panels() const { return (outputs + kPanelOutputs - 1) / kPanelOutputs; }
+    size_t code_bytes() const { return static_cast<size_t>(block) * bits / 8; }  // of one output's block
+    size_t record_bytes() const { return kPanelOutputs * (sizeof(float) + code_bytes()); }
+    size_t zero_bytes() const {  // of one panel, whole cache lines
+        return zero_points ? (static_cast<size_t>(blocks()) * kPanelOutputs + 63) / 64 * 64 : 0;
+    }
+    size_t panel_bytes() const { return static_cast<size_t>(blocks()) * record_bytes() + zero_bytes(); }
+};
+
+// The arrays of MatMulNBits: codes [N, blocks, code_bytes], scales [N, blocks], and zero points
+// [N, ceil(blocks * bits / 8)] or null.
+struct Source {
+    const uint8_t* codes;
+    const float* scales;
+    const uint8_t* zero_points;
+};
+
+// Pages of our own, aligned to 64 bytes; large ones ask for huge pages.
+class Pages {
+public:
+    explicit Pages(size_t bytes);
+    ~Pages();
+    Pages(const Pages&) = delete;
+    Pages& operator=(const Pages&) = delete;
+    uint8_t* data() const { return data_; }
+
+private:
+    void* mapped_;
+    size_t bytes_;
+    uint8_t* data_;
+};
+
+class Matrix {
+public:
+    // Packs on up to `threads` threads.
+    Matrix(const Layout& layout, const Source& source, int threads);
+
+    const Layout& layout() const { return layout_; }
+    const uint8_t* panel(int64_t index) const { return pages_.data() + index * layout_.panel_bytes(); }
+
+private:
+    Layout layout_;
+    Pages pages_;
+};
+
+}  // namespace llama_kernels

@@ -1,0 +1,293 @@
+"""Bundles with our own CPU kernels: the same numbers as without, and no bundle that needs them."""
+
+from __future__ import annotations
+
+import ctypes.util
+import itertools
+import logging
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tiny_checkpoints import CONFIGS, write_checkpoint
+
+from llama_export import pipeline
+from llama_export.parity import verify
+from llama_export.parity.evidence import RUNTIME
+from llama_export.parity.tolerances import TOLERANCES
+from llama_export.recipe import Recipe
+from llama_runtime import kernels
+from llama_runtime.bench import bench
+from llama_runtime.errors import SelftestError
+from llama_runtime.kernels import LIBRARY, VARIABLE, Kernels, find_kernels
+from llama_runtime.selftest import selftest
+from llama_runtime.session import Session, open_session
+
+pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="the kernels were not built: make kernels")
+
+
+def choose(patch: pytest.MonkeyPatch) -> None:
+    """What is used by default; on a processor for which that is nothing, the reference."""
+    patch.delenv(VARIABLE, raising=False)
+    if find_kernels("int4") is None:
+        patch.setenv(VARIABLE, "scalar")
+
+
+@pytest.fixture(autouse=True)
+def _choice(monkeypatch):
+    choose(monkeypatch)
+
+
+@pytest.fixture(scope="module", params=["int4", "int8", "int4 asymmetric"])
+def made(request, tmp_path_factory):
+    """A verified bundle, and its checkpoint."""
+    root = tmp_path_factory.mktemp("kernels")
+    source = write_checkpoint(root / "source", CONFIGS["gqa"])
+    precision, _, asymmetric = request.param.partition(" ")
+    recipe = Recipe(precision=precision, block_size=32, asymmetric=bool(asymmetric))
+    with pytest.MonkeyPatch.context() as patch:
+        choose(patch)
+        return pipeline.export(source, root / "bundle", recipe=recipe), source
+
+
+def session_of(made, **options) -> Session:
+    return open_session(made[0].output, made[0].manifest, threads=1, **options)
+
+
+def logits(session: Session, *, decode: int = 20) -> np.ndarray:
+    """[T + n, V]: a prompt in two chunks, then single tokens."""
+    ids = np.random.default_rng(3).integers(0, session.manifest.limits.vocab_size, (1, 50 + decode))
+    cache = session.new_cache(capacity=ids.shape[1])
+    found = [session.prefill(ids[:, :50], cache, all_logits=True, chunk_tokens=29)[0]]
+    found += [session.decode(ids[:, 50 + i], cache) for i in range(decode)]
+    return np.concatenate(found)
+
+
+def test_a_bundle_computes_the_same_with_and_without(made):
+    fast, plain = session_of(made), session_of(made, own_kernels=False)
+    assert fast.kernels is not None and fast.kernels.level in ("avx512", "avx2", "neon", "scalar")
+    assert plain.kernels is None
+    got, wanted = logits(fast), logits(plain)
+    assert not np.array_equal(got, wanted)  # other operators did compute
+    difference, scale = np.abs(got - wanted).max(axis=-1), np.abs(wanted).max()
+    # A sum in another order now and then rounds an activation to the next code, which the cache then keeps.
+    assert difference[0] <= 1e-5 * scale
+    assert difference.max() <= TOLERANCES[made[0].manifest.precision, RUNTIME]["logits"].limit * scale
+
+
+def test_every_level_gives_the_same_bits(made, monkeypatch):
+    found = {}
+    for level in ("avx512", "avx2", "neon", "scalar"):
+        monkeypatch.setenv(VARIABLE, level)
+        session = session_of(made)
+        if session.kernels is not None:
+            assert session.kernels.level == level
+            found[level] = logits(session)
+    assert "scalar" in found and len(found) > 1
+    assert all(np.array_equal(got, found["scalar"]) for got in found.values())
+
+
+def test_the_ladder_has_a_rung_for_them(made):
+    bundle, source = made
+    rungs = {rung.name: rung for rung in bundle.report.rungs}
+    assert rungs["own kernels"].passed
+    assert "instructions" in rungs["own kernels"].detail
+    assert verify(bundle.output, source, quick=True).passed
+
+
+def test_the_ladder_is_silent_where_there_are_none(made, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "off")
+    report = verify(made[0].output, made[1], quick=True)
+    assert report.passed
+    assert "own kernels" not in [rung.name for rung in report.rungs]
+
+
+def test_selftest_replays_with_and_without(made, monkeypatch):
+    opened = []
+
+    def opening(*args, **options):
+        opened.append(open_session(*args, **options))
+        return opened[-1]
+
+    monkeypatch.setattr("llama_runtime.tasks.opening.open_session", opening)
+    # The package's own name for the function hides the module from a dotted path.
+    monkeypatch.setattr(sys.modules["llama_runtime.selftest"], "open_session", opening)
+    report = selftest(made[0].output)
+    assert report.ok
+    assert report.kernels == opened[0].kernels.level
+    assert [session.kernels is None for session in opened] == [False, True]
+
+
+def test_selftest_notices_kernels_that_compute_something_else(made, monkeypatch):
+    run = Session.decode
+
+    def wrong(self, *args, **options):
+        return run(self, *args, **options) + (0 if self.kernels is None else 100)
+
+    monkeypatch.setattr(Session, "decode", wrong)
+    with pytest.raises(SelftestError, match="logit is"):
+        selftest(made[0].output).check()
+
+
+def test_bench_says_which_are_used(made, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    counts = {"prompt_tokens": 5, "new_tokens": 4, "prefill_tokens": 9, "repeats": 1}
+    report = bench(made[0].output, threads=1, profile=True, **counts)
+    assert report.kernels == session_of(made).kernels.level
+    assert report.profile["MatMulNBits"] > 0
+    monkeypatch.setenv(VARIABLE, "off")
+    assert bench(made[0].output, threads=1, **counts).kernels is None
+
+
+def test_off_and_other_precisions_run_without(made, monkeypatch):
+    assert find_kernels("float32") is None
+    monkeypatch.setenv(VARIABLE, "off")
+    assert session_of(made).kernels is None
+
+
+def one_line(caplog) -> str:
+    (record,) = caplog.records
+    assert record.name == "llama_runtime" and record.levelno == logging.WARNING
+    message = record.getMessage()
+    assert "\n" not in message and message.endswith("ONNX Runtime's own operators are used")
+    return message
+
+
+def test_an_unknown_level_is_one_line_and_the_bundle_runs(made, monkeypatch, caplog):
+    monkeypatch.setenv(VARIABLE, "abacus")
+    session = session_of(made)
+    assert session.kernels is None and np.isfinite(logits(session)).all()
+    assert f"{VARIABLE} is abacus, which the kernels or this processor do not have" in one_line(caplog)
+
+
+def test_a_processor_for_which_they_are_not_faster_runs_without(made, monkeypatch, caplog):
+    class Library:
+        llama_kernels_version = staticmethod(lambda: kernels.VERSION)
+
+        @staticmethod
+        def llama_kernels_level() -> None:
+            return None
+
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(kernels.ctypes, "CDLL", lambda path: Library)
+    assert find_kernels("int4") is None and not caplog.records
+
+
+def test_a_missing_library_says_nothing_unless_it_is_asked_for(made, monkeypatch, caplog, tmp_path):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "libllama_kernels.so")
+    assert session_of(made).kernels is None and not caplog.records
+    monkeypatch.setenv(VARIABLE, "scalar")
+    assert session_of(made).kernels is None
+    assert "but the kernels were not built (make kernels)" in one_line(caplog)
+
+
+def test_a_broken_library_is_one_line_and_the_bundle_runs(made, monkeypatch, caplog, tmp_path):
+    broken = tmp_path / "libllama_kernels.so"
+    broken.write_bytes(b"\x7fELF" + bytes(200))
+    monkeypatch.setattr(kernels, "LIBRARY", broken)
+    session = session_of(made)
+    assert session.kernels is None and np.isfinite(logits(session)).all()
+    assert "not a library of kernels for this machine" in one_line(caplog)
+
+
+def test_another_library_is_one_line(made, monkeypatch, caplog):
+    monkeypatch.setattr(kernels, "LIBRARY", Path(onnxruntime.capi.onnxruntime_pybind11_state.__file__))
+    assert session_of(made).kernels is None
+    assert "not a library of kernels for this machine" in one_line(caplog)
+
+
+def test_another_version_is_one_line(made, monkeypatch, caplog):
+    monkeypatch.setattr(kernels, "VERSION", kernels.VERSION + 1)
+    assert session_of(made).kernels is None
+    assert f"version {kernels.VERSION - 1} of the kernels, this runtime uses {kernels.VERSION}" in one_line(
+        caplog
+    )
+
+
+def test_a_library_that_onnx_runtime_refuses_is_one_line(made, monkeypatch, caplog):
+    libc = Path(ctypes.util.find_library("c") or "libc.so.6")
+    monkeypatch.setattr("llama_runtime.loading.find_kernels", lambda precision: Kernels(libc, "scalar"))
+    session = session_of(made)
+    assert session.kernels is None and np.isfinite(logits(session)).all()
+    assert "ONNX Runtime refuses it" in one_line(caplog)
+
+
+def test_a_graph_that_they_cannot_compute_is_one_line(made, caplog, tmp_path):
+    bundle, _ = made
+    path = bundle.output / bundle.manifest.model.path
+    model = onnx.load(path, load_external_data=False)
+    node = next(node for node in model.graph.node if node.op_type == "MatMulNBits")
+    columns = next(a.i for a in node.attribute if a.name == "K")
+    # Columns in order, and so what ONNX Runtime computes without this input.
+    order = numpy_helper.from_array(np.arange(columns, dtype=np.int32) // 32, "order")
+    model.graph.initializer.append(order)
+    node.input[:] = [*node.input, *[""] * (4 - len(node.input)), "order"]
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / bundle.manifest.model.path).write_bytes(model.SerializeToString())
+    for file in path.parent.glob("*_data"):
+        (tmp_path / "onnx" / file.name).hardlink_to(file)
+    session = open_session(tmp_path, bundle.manifest, threads=1)
+    assert session.kernels is None
+    assert "MatMulNBits: g_idx is not supported" in one_line(caplog)
+
+
+def product(
+    shape, *, bits, block, N, K, zero_points=False, bias=False, library=None, threads=1
+) -> np.ndarray:
+    """One MatMulNBits over random weights, the same for the same arguments."""
+    random, blocks = np.random.default_rng(N * K), -(-K // block)
+    scales = random.uniform(0.005, 0.015, (N, blocks)).astype(np.float32)
+    arrays = {"q": random.integers(0, 256, (N, blocks, block * bits // 8), np.uint8), "s": scales}
+    if zero_points:
+        arrays["z"] = random.integers(0, 256, (N, -(-blocks * bits // 8)), np.uint8)
+    if bias:
+        arrays["b"] = random.normal(size=N).astype(np.float32)
+    inputs = ["x", "q", "s", "z" if zero_points else "", "", "b" if bias else ""]
+    attributes = {"bits": bits, "block_size": block, "N": N, "K": K, "accuracy_level": 4}
+    node = helper.make_node("MatMulNBits", inputs, ["y"], domain="com.microsoft", **attributes)
+    axes = [f"d{i}" for i in range(len(shape))]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [*axes, K])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [*axes, N])
+    initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(
+        helper.make_graph([node], "g", [x], [y], initializers), opset_imports=opsets, ir_version=10
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, threads
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+    found: np.ndarray = session.run(None, {"x": random.normal(size=(*shape, K)).astype(np.float32)})[0]
+    return found
+
+
+OPERATORS = list(itertools.product([4, 8], [32, 64, 128], [False, True]))
+
+
+@pytest.mark.parametrize(("bits", "block", "zero_points"), OPERATORS)
+def test_the_operator_is_onnx_runtimes(bits, block, zero_points):
+    for shape, N, K, bias in [((1,), 64, 256, False), ((2, 3), 37, 100, True), ((30,), 130, 33, False)]:
+        case = {"bits": bits, "block": block, "N": N, "K": K, "zero_points": zero_points, "bias": bias}
+        wanted, got = product(shape, **case), product(shape, **case, library=LIBRARY)
+        assert got.shape == (*shape, N)
+        assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_threads_of_onnx_runtime_change_nothing():
+    case = {"bits": 4, "block": 32, "N": 1000, "K": 640, "library": LIBRARY}
+    for rows in (1, 40):
+        alone = product((rows,), **case)
+        for threads in (2, 3, 8):
+            assert np.array_equal(product((rows,), **case, threads=threads), alone)
+
+
+def test_no_rows_are_no_rows():
+    assert product((0,), bits=4, block=32, N=48, K=64, library=LIBRARY).shape == (0, 48)

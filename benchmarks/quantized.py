@@ -45,16 +45,15 @@ def candidates(cache: Path, without: frozenset[str]) -> tuple[list[Quantized], d
         cache: Holds the peers' environments.
         without: Names of peers to leave out.
     """
-    script, here = "generate_ours.py", Path(sys.executable)
-    found = [
-        Quantized(name, ours(name, "--precision", precision, *options, "--no-verify"), here, script)
-        for name, precision, options in (
-            ("ours, int4 block 32", "int4", ()),
-            ("ours, int4 block 128", "int4", ("--block-size", "128")),
-            ("ours, int8 block 32", "int8", ()),
-            ("ours, int8 block 128", "int8", ("--block-size", "128")),
-        )
-    ]
+    here = Path(sys.executable)
+    found = []
+    for precision, block in (("int4", "32"), ("int4", "128"), ("int8", "32"), ("int8", "128")):
+        name = f"ours, {precision} block {block}"
+        export = ours(name, "--precision", precision, "--block-size", block, "--no-verify")
+        found.append(Quantized(name, export, here, "generate_ours.py"))
+        if block == "32":
+            plain = f"{name}, ONNX Runtime's kernels"
+            found.append(Quantized(plain, export, here, "generate_ours_plain.py"))
     missing: dict[str, str] = {}
     makers: dict[str, Callable[[Path], list[Quantized]]] = {
         "onnxruntime-genai": _genai,
@@ -134,7 +133,8 @@ def bench_exports(checkpoint: Path, work: Path, found: list[Quantized], repeats:
             raise RuntimeError(last_error(measured))
         return {"seconds": measured.seconds, "output_bytes": written} | measured.conditions()
 
-    return interleave([Candidate(c.name, lambda c=c: once(c)) for c in found], repeats)
+    every = {c.export.name: c for c in found}
+    return interleave([Candidate(name, lambda c=c: once(c)) for name, c in every.items()], repeats)
 
 
 def bench(
@@ -148,5 +148,5 @@ def bench(
         )
         return generate(runtime, exported.require(), shape.vocab_size, new_tokens)[1]
 
-    made = [(c, exports.make(c.name, c.export, checkpoint)) for c in found]
+    made = [(c, exports.make(c.export.name, c.export, checkpoint)) for c in found]
     return interleave([Candidate(c.name, lambda c=c, e=e: once(c, e)) for c, e in made], repeats)

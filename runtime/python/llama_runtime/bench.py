@@ -32,6 +32,7 @@ from llama_runtime.options import SamplingOptions
 SEED = 1
 _READ_BYTES = 128 << 20  # a thread: more than any cache holds
 _SAMPLE_S = 0.02
+_PROFILED = 16  # tokens
 _STATUS = Path("/proc/self/status")
 _FIRST_TOKEN = """
 import sys, time, llama_runtime
@@ -253,9 +254,6 @@ def _profile(folder: Path, manifest: Manifest, threads: int | None, tokens: list
             found[name] = found.get(name, 0.0) + event["dur"] / 1e3 / _PROFILED
     found["outside of operators"] = sum(run["dur"] for run in runs) / 1e3 / _PROFILED - sum(found.values())
     return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-_PROFILED = 16
 
 
 class _PeakMemory:

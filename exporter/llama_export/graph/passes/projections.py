@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from llama_export.graph.constant import share_constant
+from llama_export.graph.contract import BATCH
+from llama_export.graph.passes.reshape import target_value
 
 PROJECTIONS: dict[str, tuple[str, ...]] = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -108,17 +110,10 @@ def _target(graph: ir.Graph, like: ir.Value, width: int) -> ir.Value:
     """A Reshape's target [B, T, width], made like the one of another width."""
     join = like.producer()
     assert join is not None and join.op_type == "Concat"
-    name = f"reshape.batch_size.-1.{width}"
-    known = next((node.outputs[0] for node in graph if node.name == name), None)
-    if known is not None:
-        return known
-    target = ir.Value(name=name, shape=like.shape, type=like.type)
-    rest = share_constant(graph, np.array([-1, width], np.int64))
-    node = ir.Node(
-        "", "Concat", [join.inputs[0], rest], [ir.AttrInt64("axis", 0)], outputs=[target], name=name
-    )
-    graph.insert_after(join, node)
-    return target
+    batch = join.inputs[0]
+    assert batch is not None
+    made = (node.outputs[0] for node in graph if node.name == f"reshape.{BATCH}.-1.{width}")
+    return next(made, None) or target_value(graph, batch, (BATCH, -1, width))
 
 
 def _add(graph: ir.Graph, name: str, shape: tuple[int, ...]) -> ir.Value:

@@ -44,7 +44,7 @@ def simplify_reshapes(graph: ir.Graph) -> None:
             continue
         target = _target(shape)
         if target not in targets:
-            targets[target] = _target_value(graph, batch, target)
+            targets[target] = target_value(graph, batch, target)
         node.replace_input_with(1, targets[target])
 
 
@@ -75,8 +75,8 @@ def _batch_size(graph: ir.Graph) -> ir.Value:
     return batch
 
 
-def _target_value(graph: ir.Graph, batch: ir.Value, target: Target) -> ir.Value:
-    """An int64 tensor holding the target: a constant, or the batch size joined with one."""
+def target_value(graph: ir.Graph, batch: ir.Value, target: Target) -> ir.Value:
+    """An int64 tensor holding the target: a constant, or ``batch``, [1], joined with one."""
     if BATCH not in target:
         return share_constant(graph, np.array(target, np.int64))
     name = "reshape." + ".".join(str(dim) for dim in target)

@@ -21,6 +21,6 @@ runtime/cpp/fetch_onnxruntime.sh build/onnxruntime "$PYTHON" >/dev/null 2>&1 ||
     skip "ONNX Runtime's headers cannot be fetched (put them into build/onnxruntime/include)"
 cmake -S runtime/kernels -B $BUILD -DONNXRUNTIME_INCLUDE="$PWD/build/onnxruntime/include" >/dev/null
 cmake --build $BUILD --parallel >$BUILD/build.log || { cat $BUILD/build.log >&2; exit 1; }
-$BUILD/kernels_test
+$BUILD/kernels_test >$BUILD/test.log || { cat $BUILD/test.log >&2; exit 1; }
 cp $BUILD/libllama_kernels.* runtime/python/llama_runtime/
 echo "kernels: in runtime/python/llama_runtime; LLAMA_EXPORT_KERNELS=off is without"

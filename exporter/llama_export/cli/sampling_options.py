@@ -33,6 +33,7 @@ VALUES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("--early-stopping",), click.Choice(["true", "false", "never"]), "When a beam search may end."),
     (("--num-return-sequences",), int, "How many texts to return."),
     (("--logprobs",), int, "With --json: log-probabilities, and those of so many likeliest tokens."),
+    (("--prompt-lookup-num-tokens",), int, "Read so many tokens ahead where the text repeats itself."),
     (("--regex",), str, "The text matches this regular expression."),
 )
 FILES = {

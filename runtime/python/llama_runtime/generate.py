@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_runtime import lookup
 from llama_runtime.batch import run_batch
 from llama_runtime.beam import BeamSearch
 from llama_runtime.chat_template import ChatTemplate, Message, choose_template
@@ -173,6 +174,8 @@ class Generator:
                 at these tokens as well.
         """
         prompt_tokens = check_prompt(prompt, options, self.manifest, self.tokenizer)
+        if options.prompt_lookup_num_tokens:
+            lookup.check_lookup(self.manifest)
         ends = (*self.manifest.tokens.eos_token_ids, *(answer_ends or ()))
         return Row(
             prompt_tokens,
@@ -243,6 +246,9 @@ class Generator:
         """
         cache = cache or PrefixCache(self.session)
         logits = cache.prefill(row.prompt_tokens, row.options.max_new_tokens)
+        if row.options.prompt_lookup_num_tokens:
+            yield from lookup.pieces(row, cache, logits[0])
+            return
         while True:
             piece = row.take(logits[0])
             yield piece

@@ -65,6 +65,23 @@ class PrefixCache:
         self.tokens.append(token)
         return logits
 
+    def extend(self, tokens: Sequence[int]) -> np.ndarray:
+        """Read some more tokens in one run; returns the logits that follow each, [T, V] float32.
+
+        Raises:
+            PromptError: The model has not so many positions.
+            SessionError: ONNX Runtime failed.
+        """
+        cache = self._with_room(len(self.tokens) + len(tokens))
+        logits: np.ndarray = self.session.prefill(np.array([tokens], np.int64), cache, all_logits=True)[0]
+        self.tokens += tokens
+        return logits
+
+    def keep(self, count: int) -> None:
+        """Forget all but the first ``count`` tokens."""
+        del self.tokens[count:]
+        self._with_room(max(1, count)).truncate(count)
+
     def read(self) -> list[np.ndarray]:
         """Copy what is there: key and value of layer 0, of layer 1, ..., each [K, P, D]."""
         P = len(self.tokens)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from llama_runtime.certainty import is_certain
 from llama_runtime.errors import OptionError
 from llama_runtime.generation import FinishReason, Generation, Piece, Timings
 from llama_runtime.logprobs import TokenLogprobs, log_softmax, token_logprobs
@@ -120,7 +121,17 @@ class Row:
             score=score,
         )
 
+    def is_certain(self, logits: np.ndarray, tolerance: float) -> bool:
+        """Whether ``take`` would choose the same token if every logit moved by up to ``tolerance``."""
+        # The penalty multiplies what it touches, and so how far that may move.
+        penalty = self.options.repetition_penalty
+        tolerance *= max(penalty, 1 / penalty)
+        return is_certain(self._scores(logits), self.options, self.seed, len(self.tokens), tolerance)
+
     def _choose(self, logits: np.ndarray) -> int:
+        return sample(self._scores(logits), self.options, self.seed, len(self.tokens))
+
+    def _scores(self, logits: np.ndarray) -> np.ndarray:
         scores = process(logits, self.options, self.prompt_tokens, self.tokens, self._eos)
         if self._constraint is not None:
             scores = np.where(self._constraint.allowed(), scores, np.float32(-np.inf))
@@ -129,7 +140,7 @@ class Row:
                 f"no token is left after {len(self.tokens)} new ones: "
                 "bias, n-grams, minimum length and grammar together forbid all"
             )
-        return sample(scores, self.options, self.seed, len(self.tokens))
+        return scores
 
     def _why_finished(self, token: int, complete: bool) -> FinishReason | None:
         if token in self._eos:

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "attend.h"
+
 namespace llama_kernels {
 
 constexpr int kMaxTileRows = 6;
@@ -57,6 +59,12 @@ struct Level {
 
     // sums[panels][R][16] = the tile times the panels.
     void (*multiply)(const Panels& panels, const Tile& tile, float* sums);
+
+    // The state of a tile's rows at positions [first, end), which lie in one chunk; `scores` is room for [R][kChunk].
+    void (*attend)(const AttentionTile& tile, int64_t first, int64_t end, float* scores, const AttentionState& to);
+
+    // Adds the state at a later chunk.
+    void (*join_states)(const AttentionState& to, const AttentionState& later, int rows, int64_t dim);
 };
 
 // The levels of this build, best first; the last is the reference, which runs anywhere.

@@ -1,6 +1,7 @@
 // AVX2 and FMA: a panel's 16 outputs are two registers of 8 lanes.
 #include <immintrin.h>
 
+#include "attend_tile.h"
 #include "quantize.h"
 
 namespace llama_kernels {
@@ -112,6 +113,6 @@ bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 }  // namespace
 
-extern const Level kAvx2 = {"avx2", runs_here, false, kTileRows, quantize_row, multiply};
+extern const Level kAvx2 = {"avx2", runs_here, false, kTileRows, quantize_row, multiply, attend_tile, join_states};
 
 }  // namespace llama_kernels

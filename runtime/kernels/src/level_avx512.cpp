@@ -1,6 +1,7 @@
 // AVX-512 with VNNI: a panel's 16 outputs are the 16 lanes of a register.
 #include <immintrin.h>
 
+#include "attend_tile.h"
 #include "quantize.h"
 
 namespace llama_kernels {
@@ -144,6 +145,6 @@ bool runs_here() {
 
 }  // namespace
 
-extern const Level kAvx512 = {"avx512", runs_here, true, kMaxTileRows, quantize_row, multiply};
+extern const Level kAvx512 = {"avx512", runs_here, true, kMaxTileRows, quantize_row, multiply, attend_tile, join_states};
 
 }  // namespace llama_kernels

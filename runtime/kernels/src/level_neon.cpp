@@ -1,6 +1,7 @@
 // Arm's dot product instructions: a panel's 16 outputs are four registers of 4 lanes.
 #include <arm_neon.h>
 
+#include "attend_tile.h"
 #include "quantize.h"
 
 #if defined(__linux__)
@@ -97,6 +98,6 @@ bool runs_here() {
 
 }  // namespace
 
-extern const Level kNeon = {"neon", runs_here, false, kTileRows, quantize_row, multiply};
+extern const Level kNeon = {"neon", runs_here, false, kTileRows, quantize_row, multiply, attend_tile, join_states};
 
 }  // namespace llama_kernels

@@ -1,6 +1,7 @@
 // The reference that every other level equals, bit by bit.
 #include <cmath>
 
+#include "attend_tile.h"
 #include "matrix.h"
 #include "quantize.h"
 
@@ -49,6 +50,6 @@ bool anywhere() { return true; }
 
 }  // namespace
 
-extern const Level kScalar = {"scalar", anywhere, false, 4, quantize_row, multiply};
+extern const Level kScalar = {"scalar", anywhere, false, 4, quantize_row, multiply, attend_tile, join_states};
 
 }  // namespace llama_kernels

@@ -1,14 +1,12 @@
 #include "matmul.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 
 namespace llama_kernels {
 
 namespace {
 
-constexpr int kMaxStreams = 64;
 constexpr int kPanelsTogether = 4;         // that meet a tile while it is in the nearest cache
 constexpr int64_t kWorthWaking = 1 << 18;  // multiplications; below, other threads would come too late
 
@@ -52,42 +50,6 @@ private:
     float* scales_;
     int32_t* offsets_;
 };
-
-// Items cut into streams, one for each thread: a thread reads its own front to back, then helps with others'.
-class Streams {
-public:
-    Streams(int64_t items, int count) : items_(items), count_(count) {
-        for (int s = 0; s < count; ++s) next_[s].value.store(begin(s), std::memory_order_relaxed);
-    }
-
-    template <class Work>
-    void work(int stream, Work&& item) {
-        for (int turn = 0; turn < count_; ++turn) {
-            const int s = (stream + turn) % count_;
-            for (;;) {
-                const int64_t index = next_[s].value.fetch_add(1, std::memory_order_relaxed);
-                if (index >= begin(s + 1)) break;
-                item(index);
-            }
-        }
-    }
-
-private:
-    int64_t begin(int stream) const { return stream * items_ / count_; }
-    struct alignas(64) Next {
-        std::atomic<int64_t> value;
-    };
-    int64_t items_;
-    int count_;
-    Next next_[kMaxStreams];
-};
-
-template <class Task>
-void run_tasks(const Parallel& parallel, size_t tasks, Task&& task) {
-    if (tasks == 1) return task(size_t{0});
-    auto call = [](void* data, size_t index) { (*static_cast<std::remove_reference_t<Task>*>(data))(index); };
-    parallel.run(parallel.pool, tasks, call, &task);
-}
 
 }  // namespace
 

@@ -1,21 +1,14 @@
 // float32 [M, K] times a quantized matrix [N, K], on however many threads there are.
 #pragma once
 
-#include <cstddef>
 #include <memory>
 #include <vector>
 
 #include "level.h"
 #include "matrix.h"
+#include "parallel.h"
 
 namespace llama_kernels {
-
-// Whoever has threads: runs task(data, i) for each i below `tasks`, in any order, on any threads.
-struct Parallel {
-    void (*run)(void* pool, size_t tasks, void (*task)(void* data, size_t index), void* data);
-    void* pool;
-    int threads;  // a guess: into how many streams the work is cut
-};
 
 class Matmul {
 public:

@@ -1,261 +1,12 @@
-// Every level of instructions against the scalar reference, bit by bit, and the reference against float64.
-#include <atomic>
-#include <cfloat>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <limits>
-#include <random>
-#include <thread>
-#include <vector>
-
-#include "level.h"
-#include "matmul.h"
-#include "matrix.h"
+// Tests of the kernels: all levels of instructions that this processor has.
+//
+//   kernels_test [rounds [seed]]
+//   kernels_test overread matrix|cache      reads too much on purpose
+#include "testing.h"
 
 using namespace llama_kernels;
 
 namespace {
-
-std::atomic<int> failures{0};
-
-#define EXPECT(condition, ...)                                     \
-    do {                                                           \
-        if (!(condition)) {                                        \
-            std::printf("%s:%d: ", __FILE__, __LINE__);            \
-            std::printf(__VA_ARGS__);                              \
-            std::printf("\n");                                     \
-            if (++failures == 20) std::exit(1);                    \
-        }                                                          \
-    } while (0)
-
-const std::vector<const Level*>& levels_here() {
-    static const std::vector<const Level*> here = [] {
-        size_t count;
-        const Level* const* all = levels(&count);
-        std::vector<const Level*> found;
-        for (size_t i = 0; i < count; ++i) {
-            if (all[i]->runs_here()) found.push_back(all[i]);
-            else std::printf("not tested, this processor has not: %s\n", all[i]->name);
-        }
-        return found;
-    }();
-    return here;
-}
-
-// Threads of its own for every run: slow, and in no order.
-void run_on_threads(void* threads, size_t tasks, void (*task)(void*, size_t), void* data) {
-    const size_t count = *static_cast<int*>(threads);
-    std::vector<std::thread> running;
-    for (size_t t = 0; t < count; ++t)
-        running.emplace_back([=] { for (size_t i = t; i < tasks; i += count) task(data, i); });
-    for (std::thread& thread : running) thread.join();
-}
-
-struct Case {
-    int64_t outputs, inputs;
-    int bits, block;
-    bool zero_points, bias;
-};
-
-// A random matrix as MatMulNBits has it.
-struct Made {
-    Layout layout;
-    std::vector<uint8_t> codes, zeros;
-    std::vector<float> scales, bias;
-
-    Made(const Case& c, std::mt19937& random, float scale = 0.01f)
-        : layout{c.outputs, c.inputs, c.bits, c.block, c.zero_points} {
-        std::uniform_real_distribution<float> uniform(0.5f, 1.5f);
-        codes.resize(c.outputs * layout.blocks() * layout.code_bytes());
-        for (uint8_t& code : codes) code = static_cast<uint8_t>(random());
-        scales.resize(c.outputs * layout.blocks());
-        for (float& s : scales) s = uniform(random) * scale;
-        if (c.zero_points) zeros.resize(c.outputs * ((layout.blocks() * c.bits + 7) / 8));
-        for (uint8_t& zero : zeros) zero = static_cast<uint8_t>(random());
-        if (c.bias) bias.resize(c.outputs);
-        for (float& b : bias) b = uniform(random);
-    }
-
-    double weight(int64_t output, int64_t k) const {
-        const int64_t blocks = layout.blocks(), b = k / layout.block, at = k % layout.block;
-        const uint8_t* row = codes.data() + (output * blocks + b) * layout.code_bytes();
-        int code, zero = 1 << (layout.bits - 1);
-        if (layout.bits == 8) code = row[at];
-        else code = at % 2 ? row[at / 2] >> 4 : row[at / 2] & 15;
-        if (layout.zero_points) {
-            const uint8_t* z = zeros.data() + output * ((blocks * layout.bits + 7) / 8);
-            if (layout.bits == 8) zero = z[b];
-            else zero = b % 2 ? z[b / 2] >> 4 : z[b / 2] & 15;
-        }
-        return static_cast<double>(code - zero) * scales[output * blocks + b];
-    }
-
-    Matmul on(const Level& level, int packing_threads = 1) const {
-        const Source source = {codes.data(), scales.data(), layout.zero_points ? zeros.data() : nullptr};
-        return Matmul(level, std::make_unique<const Matrix>(layout, source, packing_threads), bias);
-    }
-
-    std::vector<float> product(const Level& level, const float* from, int64_t rows, int threads = 1) const {
-        std::vector<float> to(rows * layout.outputs + 1, -7.f);
-        const Matmul matmul = on(level);
-        matmul.run(from, rows, to.data(), Parallel{run_on_threads, &threads, threads});
-        EXPECT(to.back() == -7.f, "%s wrote behind its output", level.name);
-        to.pop_back();
-        return to;
-    }
-};
-
-std::vector<float> normal(size_t count, std::mt19937& random, float scale = 1) {
-    std::normal_distribution<float> distribution;
-    std::vector<float> values(count);
-    for (float& value : values) value = distribution(random) * scale;
-    return values;
-}
-
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
-    return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
-
-// What rounding a row to int8 makes of it, in the words of ONNX Runtime's MatMulNBits, accuracy level 4.
-std::vector<double> rounded(const float* row, int64_t inputs, int block) {
-    std::vector<double> values(inputs);
-    for (int64_t begin = 0; begin < inputs; begin += block) {
-        const int64_t end = std::min<int64_t>(begin + block, inputs);
-        float largest = 0;
-        for (int64_t k = begin; k < end; ++k) largest = std::max(largest, std::fabs(row[k]));
-        const float scale = largest / 127.f;
-        for (int64_t k = begin; k < end; ++k)
-            values[k] = largest == 0 ? 0 : std::nearbyint(row[k] * (127.f / largest)) * static_cast<double>(scale);
-    }
-    return values;
-}
-
-void check_case(const Case& c, int64_t rows, std::mt19937& random) {
-    const Made made(c, random);
-    // From an odd address: a caller's rows are not aligned to more than a float.
-    const std::vector<float> values = normal(rows * c.inputs + 1, random);
-    const float* from = values.data() + 1;
-    const std::vector<float> reference = made.product(*choose_level("scalar"), from, rows);
-    for (const Level* level : levels_here())
-        EXPECT(same(made.product(*level, from, rows), reference),
-               "%s differs from scalar: N %ld K %ld bits %d block %d zeros %d rows %ld", level->name,
-               static_cast<long>(c.outputs), static_cast<long>(c.inputs), c.bits, c.block, c.zero_points,
-               static_cast<long>(rows));
-    for (int64_t row = 0; row < rows; ++row) {
-        const float* exact = from + row * c.inputs;
-        const std::vector<double> nearby = rounded(exact, c.inputs, c.block);
-        for (int64_t output = 0; output < c.outputs; ++output) {
-            double sum = c.bias ? made.bias[output] : 0, unrounded = sum, magnitude = std::fabs(sum), bound = 0;
-            for (int64_t k = 0; k < c.inputs; ++k) {
-                const double weight = made.weight(output, k);
-                sum += weight * nearby[k];
-                unrounded += weight * exact[k];
-                magnitude += std::fabs(weight * nearby[k]);
-                bound += std::fabs(weight * (nearby[k] - exact[k]));
-            }
-            const double got = reference[row * c.outputs + output];
-            EXPECT(std::fabs(got - sum) <= 2e-6 * magnitude, "scalar is %.9g, float64 %.9g", got, sum);
-            EXPECT(std::fabs(got - unrounded) <= bound + 2e-6 * magnitude, "rounding costs more than it may");
-        }
-    }
-}
-
-void every_shape(std::mt19937& random) {
-    for (int bits : {4, 8})
-        for (int block : {32, 64, 128})
-            for (bool zero_points : {false, true})
-                for (int64_t rows : {1, 2, 3, 4, 5, 7, 12, 13, 25})
-                    for (int64_t inputs : {1, 31, 32, 33, 200, 256})
-                        for (int64_t outputs : {1, 16, 37})
-                            check_case({outputs, inputs, bits, block, zero_points, rows % 2 == 0}, rows, random);
-}
-
-void fuzz(std::mt19937& random, int rounds) {
-    auto below = [&](int n) { return static_cast<int>(random() % n); };
-    for (int i = 0; i < rounds; ++i)
-        check_case({1 + below(200), 1 + below(600), below(2) ? 4 : 8, 32 << below(3), below(2) == 1, below(2) == 1},
-                   1 + below(40), random);
-}
-
-void threads_and_batches(std::mt19937& random) {
-    for (const Level* level : levels_here()) {
-        const Made made({300, 520, 4, 32, true, true}, random);
-        const int64_t rows = 30, inputs = 520, outputs = 300;
-        const std::vector<float> from = normal(rows * inputs, random);
-        const std::vector<float> alone = made.product(*level, from.data(), rows, 1);
-        for (int threads = 2; threads <= 8; ++threads)
-            EXPECT(same(made.product(*level, from.data(), rows, threads), alone), "%s on %d threads", level->name, threads);
-        for (int64_t row : {0, 11, 29}) {
-            const std::vector<float> one = made.product(*level, from.data() + row * inputs, 1);
-            EXPECT(std::memcmp(one.data(), alone.data() + row * outputs, outputs * sizeof(float)) == 0,
-                   "%s: row %ld depends on its batch", level->name, static_cast<long>(row));
-        }
-        // One product, several callers: each has its own activations.
-        const Matmul shared = made.on(*level, 4);
-        std::vector<std::thread> callers;
-        for (int caller = 0; caller < 4; ++caller) callers.emplace_back([&, caller] {
-            const int64_t first = 7 * caller, count = rows - first;
-            std::vector<float> result(count * outputs);
-            int threads = 2;
-            for (int repeat = 0; repeat < 10; ++repeat) {
-                shared.run(from.data() + first * inputs, count, result.data(), Parallel{run_on_threads, &threads, threads});
-                EXPECT(std::memcmp(result.data(), alone.data() + first * outputs, result.size() * sizeof(float)) == 0,
-                       "%s with several callers", level->name);
-            }
-        });
-        for (std::thread& caller : callers) caller.join();
-    }
-}
-
-void extremes(std::mt19937& random) {
-    const int64_t rows = 3, inputs = 100, outputs = 20;
-    const float infinity = std::numeric_limits<float>::infinity();
-    for (int bits : {4, 8})
-        for (bool zero_points : {false, true}) {
-            const Made made({outputs, inputs, bits, 32, zero_points, false}, random);
-            for (const Level* level : levels_here()) {
-                EXPECT(made.product(*level, nullptr, 0).empty(), "%s: no rows", level->name);
-                std::vector<float> from = normal(rows * inputs, random);
-                const std::vector<float> before = made.product(*level, from.data(), rows);
-                for (float wrong : {std::nanf(""), infinity, -infinity}) {
-                    std::vector<float> broken = from;
-                    broken[inputs + inputs - 1] = wrong;  // row 1
-                    const std::vector<float> after = made.product(*level, broken.data(), rows);
-                    for (int64_t i = 0; i < rows * outputs; ++i) {
-                        if (i / outputs == 1) EXPECT(std::isnan(after[i]), "%s hides %g", level->name, wrong);
-                        else EXPECT(after[i] == before[i], "%s: %g reaches another row", level->name, wrong);
-                    }
-                }
-                // Zeros, denormals (0 here), and the largest and smallest magnitudes that are not.
-                for (float scale : {0.f, FLT_TRUE_MIN, FLT_MIN, 2e-36f, 1e30f}) {
-                    const std::vector<float> scaled = normal(rows * inputs, random, scale);
-                    const std::vector<float> got = made.product(*level, scaled.data(), rows);
-                    EXPECT(same(got, made.product(*choose_level("scalar"), scaled.data(), rows)), "%s at %g", level->name, scale);
-                    for (float value : got) {
-                        EXPECT(std::isfinite(value), "%s at %g", level->name, scale);
-                        if (scale < 1e-37f) EXPECT(value == 0, "%s at %g", level->name, scale);
-                    }
-                }
-                for (float scale : {1e-40f, 1e-30f, 1e30f}) {
-                    const Made extreme({outputs, inputs, bits, 32, zero_points, false}, random, scale);
-                    const std::vector<float> got = extreme.product(*level, from.data(), rows);
-                    EXPECT(same(got, extreme.product(*choose_level("scalar"), from.data(), rows)), "%s, scales of %g", level->name, scale);
-                }
-                // Every activation at its largest against every code at its largest: no sum may saturate.
-                Made largest({outputs, 512, bits, 128, zero_points, false}, random);
-                for (uint8_t code : {0x00, 0xff, 0x80, 0x7f}) {
-                    std::memset(largest.codes.data(), code, largest.codes.size());
-                    for (float sign : {1.f, -1.f}) {
-                        const std::vector<float> ones(512, sign);
-                        EXPECT(same(largest.product(*level, ones.data(), 1),
-                                    largest.product(*choose_level("scalar"), ones.data(), 1)), "%s saturates", level->name);
-                    }
-                }
-            }
-        }
-}
 
 void choosing() {
     const Level* best = levels_here()[0];
@@ -267,14 +18,16 @@ void choosing() {
 }  // namespace
 
 int main(int argc, char** argv) {
+    if (argc == 3 && std::strcmp(argv[1], "overread") == 0) {
+        overread(argv[2]);
+        return 0;
+    }
     const int rounds = argc > 1 ? std::atoi(argv[1]) : 100;
     const unsigned seed = argc > 2 ? std::atoi(argv[2]) : 1;
     std::mt19937 random(seed);
     choosing();
-    every_shape(random);
-    threads_and_batches(random);
-    extremes(random);
-    fuzz(random, rounds);
+    test_matmul(random, rounds);
+    test_attention(random, rounds);
     std::printf("levels:");
     for (const Level* level : levels_here()) std::printf(" %s", level->name);
     std::printf("; %d random shapes, seed %u; %s\n", rounds, seed, failures ? "FAILED" : "ok");

@@ -18,7 +18,10 @@ FINISHES = (None, "eos", "stop", "length", "cancelled")
 
 
 class ModelOptions(Structure):
-    _fields_ = (("size", c_size_t), ("threads", c_int), ("onnxruntime", c_char_p), ("chunk_tokens", c_size_t))
+    _fields_ = (
+        *(("size", c_size_t), ("threads", c_int), ("onnxruntime", c_char_p), ("chunk_tokens", c_size_t)),
+        *(("device", c_char_p), ("engine", c_char_p), ("tensorrt", c_char_p)),
+    )
 
 
 class Options(Structure):
@@ -146,12 +149,15 @@ class Model:
         *,
         threads: int = 1,
         chunk_tokens: int = 0,
+        **places: str,
     ) -> None:
         self.library = library
         options = ModelOptions()
         library.lr_model_options_init(byref(options))
         options.threads, options.onnxruntime = threads, str(onnxruntime).encode()
         options.chunk_tokens = chunk_tokens
+        for name, value in places.items():
+            setattr(options, name, value.encode())
         self._model, self.generator = c_void_p(), c_void_p()
         status = library.lr_model_open(str(folder).encode(), byref(options), byref(self._model))
         if status:
@@ -172,6 +178,10 @@ class Model:
     @property
     def task(self) -> str:
         return self.library.lr_model_task(self._model).decode()
+
+    @property
+    def max_positions(self) -> int:
+        return self.library.lr_model_max_positions(self._model)
 
     @property
     def has(self) -> dict[str, bool]:

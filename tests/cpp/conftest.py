@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from ctypes import CDLL
 from pathlib import Path
+from typing import Any
 
 import c_abi
 import pytest
@@ -67,7 +68,7 @@ def open_model(library: CDLL, onnxruntime_library: Path) -> Iterator[Open]:
     """Open a bundle in C++; it is closed when the test ends."""
     opened: list[c_abi.Model] = []
 
-    def open_(folder: Path, **options: int) -> c_abi.Model:
+    def open_(folder: Path, **options: Any) -> c_abi.Model:
         opened.append(c_abi.Model(library, onnxruntime_library, folder, **options))
         return opened[-1]
 

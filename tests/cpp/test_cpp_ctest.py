@@ -11,6 +11,7 @@ from cpp_bundles import build
 
 PROGRAMS = {
     "units",
+    "engine",
     "abi",
     "raii",
     "example_c",

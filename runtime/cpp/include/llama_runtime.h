@@ -33,13 +33,13 @@ extern "C" {
 typedef enum lr_status {
     LR_OK = 0,
     LR_ERROR_ARGUMENT = 1,  /* NULL, or a struct that no function has initialised */
-    LR_ERROR_LIBRARY = 2,   /* ONNX Runtime's library is missing or too old */
+    LR_ERROR_LIBRARY = 2,   /* ONNX Runtime's library (or TensorRT's, or CUDA's) is missing or too old */
     LR_ERROR_MANIFEST = 3,  /* no bundle, a newer one, or files missing or changed */
     LR_ERROR_TOKENIZER = 4, /* tokenizer.bin is damaged, or there is none where text is given */
     LR_ERROR_PROMPT = 5,    /* the prompt is empty, too long, not UTF-8, or has an unknown token */
     LR_ERROR_CHAT = 6,      /* no chat roles, or messages that they have no place for */
     LR_ERROR_OPTION = 7,    /* an option is out of range or contradicts another */
-    LR_ERROR_SESSION = 8,   /* ONNX Runtime cannot open or run the graph */
+    LR_ERROR_SESSION = 8,   /* ONNX Runtime cannot open or run the graph, or TensorRT the engine */
     LR_ERROR_MEMORY = 9,    /* no memory */
     LR_ERROR_CALLBACK = 10, /* a callback let an exception out */
     LR_ERROR_INTERNAL = 11  /* anything else: a bug in this library */
@@ -62,6 +62,9 @@ typedef struct lr_model_options {
     const char* onnxruntime;  /* path of ONNX Runtime's library; NULL: LLAMA_RUNTIME_ONNXRUNTIME, then next to
                                  the executable, then the system's */
     size_t chunk_tokens;      /* the most prompt tokens in one run, which bounds its memory; 0: 512 */
+    const char* device;       /* "cpu", or NULL; "tensorrt": one of the bundle's engines, on the first GPU */
+    const char* engine;       /* which engine, by name; NULL: the only one */
+    const char* tensorrt;     /* path of TensorRT's library; NULL: LLAMA_RUNTIME_TENSORRT, then the system's */
 } lr_model_options;
 
 LR_API void lr_model_options_init(lr_model_options* options);

@@ -33,14 +33,15 @@ private:
     std::string hint_;
 };
 
+// lr_model_options, with the defaults; what its strings point to is the caller's.
+struct ModelOptions : lr_model_options {
+    ModelOptions() : lr_model_options() { lr_model_options_init(this); }
+};
+
 // An opened bundle; threads may share it. It must outlive its generators.
 class Model {
 public:
-    explicit Model(const std::string& folder, int threads = 0, const std::string& onnxruntime = {}) {
-        lr_model_options options;
-        lr_model_options_init(&options);
-        options.threads = threads;
-        options.onnxruntime = onnxruntime.empty() ? nullptr : onnxruntime.c_str();
+    explicit Model(const std::string& folder, const ModelOptions& options = {}) {
         lr_model* opened = nullptr;
         const lr_status status = lr_model_open(folder.c_str(), &options, &opened);
         model_.reset(opened);

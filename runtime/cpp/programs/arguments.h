@@ -85,12 +85,33 @@ private:
     std::map<std::string, Take> options_;
 };
 
+// How a program opens its bundle.
+struct ModelArguments {
+    std::string onnxruntime, device, engine, tensorrt;
+    int threads = 0;
+
+    void declare(Arguments& arguments) {
+        arguments.option("--onnxruntime", onnxruntime), arguments.option("--tensorrt", tensorrt);
+        arguments.option("--device", device), arguments.option("--engine", engine);
+        arguments.number("--threads", threads, 1, 4096);
+    }
+    llama_runtime::Model open(const std::string& bundle) const {
+        const auto given = [](const std::string& text) { return text.empty() ? nullptr : text.c_str(); };
+        llama_runtime::ModelOptions options;
+        options.threads = threads, options.onnxruntime = given(onnxruntime), options.device = given(device);
+        options.engine = given(engine), options.tensorrt = given(tensorrt);
+        return llama_runtime::Model(bundle, options);
+    }
+};
+
+inline const char* const k_model_usage = "[--threads N] [--onnxruntime FILE] [--device tensorrt [--engine NAME] [--tensorrt FILE]]";
+
 // Runs a program's body; an error is one sentence on stderr, with its hint, and exit code 2.
-inline int run_program(const char* usage, const std::function<int()>& body) {
+inline int run_program(const std::string& usage, const std::function<int()>& body) {
     try {
         return body();
     } catch (const UsageError& error) {
-        std::fprintf(stderr, "error: %s\nhint: %s\n", error.message.c_str(), usage);
+        std::fprintf(stderr, "error: %s\nhint: %s\n", error.message.c_str(), usage.c_str());
     } catch (const llama_runtime::Error& error) {
         std::fprintf(stderr, "error: %s\n", error.what());
         if (!error.hint().empty()) std::fprintf(stderr, "hint: %s\n", error.hint().c_str());

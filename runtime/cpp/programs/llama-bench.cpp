@@ -10,7 +10,7 @@
 
 namespace {
 
-const char* const k_usage = "llama-bench BUNDLE [--prompt N] [--new N] [--repeat N] [--threads N] [--onnxruntime FILE]";
+const std::string k_usage = std::string("llama-bench BUNDLE [--prompt N] [--new N] [--repeat N] ") + programs::k_model_usage;
 
 using Clock = std::chrono::steady_clock;
 
@@ -28,15 +28,14 @@ double median(std::vector<double> values) {
 int main(int count, char** words) {
     return programs::run_program(k_usage, [&] {
         programs::Arguments arguments;
-        std::string onnxruntime;
-        int threads = 0, prompt = 128, fresh = 64, repeat = 3;
-        arguments.option("--onnxruntime", onnxruntime);
-        arguments.number("--threads", threads, 1, 4096), arguments.number("--prompt", prompt, 1, 1 << 24);
+        programs::ModelArguments opening;
+        int prompt = 128, fresh = 64, repeat = 3;
+        opening.declare(arguments), arguments.number("--prompt", prompt, 1, 1 << 24);
         arguments.number("--new", fresh, 2, 1 << 24), arguments.number("--repeat", repeat, 1, 1000);
         const std::vector<std::string> alone = arguments.parse(count, words);
         if (alone.size() != 1) throw programs::UsageError{"one BUNDLE is needed"};
         const auto start = Clock::now();
-        const llama_runtime::Model model(alone[0], threads, onnxruntime);
+        const llama_runtime::Model model = opening.open(alone[0]);
         const double open_ms = ms_since(start);
         llama_runtime::Generator generator(model);
         llama_runtime::Options options;

@@ -43,6 +43,9 @@ break at the end of stdin is not part of the prompt.
   --threads N                   default every physical core
   --onnxruntime FILE            ONNX Runtime's library; default LLAMA_RUNTIME_ONNXRUNTIME, then next to this
                                 program, then the system's
+  --device tensorrt             run one of the bundle's engines on a GPU (a build with TensorRT)
+  --engine NAME                 which of them; default the only one
+  --tensorrt FILE               TensorRT's library; default LLAMA_RUNTIME_TENSORRT, then the system's
   --json                        print one JSON object for each answer
 )";
 
@@ -88,9 +91,9 @@ std::vector<int32_t> read_ids(const std::string& text) {
 }
 
 struct Program {
-    std::string onnxruntime, system, seed;
+    programs::ModelArguments opening;
+    std::string system;
     bool chat = false, lines = false, ids = false, parse_special = false, json = false, help = false, ignore_eos = false;
-    int threads = 0;
     Options options;
     std::vector<Message> messages;
 
@@ -98,7 +101,7 @@ struct Program {
         arguments.flag("--chat", chat), arguments.flag("--stdin", lines), arguments.flag("--ids", ids);
         arguments.flag("--parse-special", parse_special), arguments.flag("--json", json);
         arguments.flag("--help", help), arguments.flag("-h", help), arguments.flag("--ignore-eos", ignore_eos);
-        arguments.option("--system", system), arguments.option("--onnxruntime", onnxruntime);
+        arguments.option("--system", system), opening.declare(arguments);
         const double most = 2147483647, any = 1e300;
         for (const char* name : {"-n", "--max-new-tokens"}) arguments.number(name, options.max_new_tokens, 1, most);
         arguments.number("--min-new-tokens", options.min_new_tokens, 0, most);
@@ -110,7 +113,6 @@ struct Program {
         arguments.number("--frequency-penalty", options.frequency_penalty, -any, any);
         arguments.number("--no-repeat-ngram-size", options.no_repeat_ngram_size, 0, most);
         arguments.number("--logprobs", options.logprobs, 0, most);
-        arguments.number("--threads", threads, 1, 4096);
         arguments.option("--stop", [this](const std::string& text) { options.stop_strings.push_back(text); });
         arguments.option("--seed", [this](const std::string& text) {
             char* end = nullptr;
@@ -154,7 +156,7 @@ struct Program {
         if (chat && (ids || parse_special)) throw UsageError{"--chat is given with --ids or --parse-special, needs one of them"};
         if (!system.empty() && !chat) throw UsageError{"--system is given without --chat"};
         options.ignore_eos = ignore_eos, options.parse_special = parse_special;
-        Model model(alone[0], threads, onnxruntime);
+        const Model model = opening.open(alone[0]);
         Generator generator(model);
         if (!system.empty()) messages.push_back({"system", system});
         std::signal(SIGINT, [](int) { g_interrupted = 1; });

@@ -5,19 +5,17 @@
 #include "arguments.h"
 
 namespace {
-const char* const k_usage = "llama-selftest BUNDLE [--threads N] [--onnxruntime FILE]";
+const std::string k_usage = std::string("llama-selftest BUNDLE ") + programs::k_model_usage;
 }
 
 int main(int count, char** words) {
     return programs::run_program(k_usage, [&] {
         programs::Arguments arguments;
-        std::string onnxruntime;
-        int threads = 0;
-        arguments.option("--onnxruntime", onnxruntime);
-        arguments.number("--threads", threads, 1, 4096);
+        programs::ModelArguments opening;
+        opening.declare(arguments);
         const std::vector<std::string> alone = arguments.parse(count, words);
         if (alone.size() != 1) throw programs::UsageError{"one BUNDLE is needed"};
-        const llama_runtime::Model model(alone[0], threads, onnxruntime);
+        const llama_runtime::Model model = opening.open(alone[0]);
         llama_runtime::Generator generator(model);
         lr_selftest_report report;
         const std::vector<std::string> differences = generator.selftest(&report);

@@ -139,7 +139,7 @@ const char* lr_status_name(int status) {
 }
 
 void lr_model_options_init(lr_model_options* options) {
-    if (options) *options = {sizeof(lr_model_options), 0, nullptr, 0};
+    if (options) *options = lr_model_options(), options->size = sizeof(lr_model_options);
 }
 
 lr_status lr_model_open(const char* folder, const lr_model_options* options, lr_model** model) {
@@ -148,14 +148,7 @@ lr_status lr_model_open(const char* folder, const lr_model_options* options, lr_
     if (!*model) return LR_ERROR_MEMORY;
     return guarded((*model)->last, [&] {
         need(folder, "folder");
-        if (options && options->size != sizeof(lr_model_options)) {
-            throw Error(LR_ERROR_ARGUMENT, "options were not initialised by lr_model_options_init");
-        }
-        const int threads = options ? options->threads : 0;
-        if (threads < 0 || threads > 4096) throw Error(LR_ERROR_OPTION, "threads is " + std::to_string(threads) + ", needs 0 to 4096");
-        const char* library = options ? options->onnxruntime : nullptr;
-        const size_t chunk = options && options->chunk_tokens ? options->chunk_tokens : k_chunk_tokens;
-        (*model)->model = std::make_unique<Model>(folder, SessionOptions{threads, library ? library : "", chunk});
+        (*model)->model = std::make_unique<Model>(folder, read_model_options(options));
     });
 }
 

@@ -108,7 +108,7 @@ Model::Model(const std::string& bundle, const SessionOptions& options)
         tokenizer.emplace(Vocabulary::read(folder + "/tokenizer.bin"), manifest.tokenizer->add_bos ? manifest.bos : std::nullopt,
                           manifest.tokenizer->add_eos ? first_eos : std::nullopt);
     }
-    session = std::make_unique<Session>(folder, manifest, options);
+    session = open_session(folder, manifest, options);
 }
 
 const Tokenizer& Model::need_tokenizer() const {
@@ -155,6 +155,7 @@ Logits Generator::read(const Prompt& prompt, size_t new_tokens) {
         while (shared < most && cached_[shared] == prompt.tokens[shared]) ++shared;
     }
     if (shared == 0) {
+        cache_.reset();  // first, so that its memory can be had again
         cache_ = session.new_cache(needed);
     } else {
         session.truncate(*cache_, shared);

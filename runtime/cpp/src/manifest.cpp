@@ -1,138 +1,16 @@
 #include "manifest.h"
 
-#include <cmath>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "errors.h"
+#include "fields.h"
 #include "files.h"
 
 namespace llama {
 namespace {
 
-using nlohmann::json;
-
 constexpr size_t k_max_bytes = size_t{64} << 20;
-constexpr int k_max_depth = 64;
 constexpr int64_t k_max_count = int64_t{1} << 31;
-
-// A value and its place in the document, so that whatever is wrong is refused by name.
-class Field {
-public:
-    Field(const json& value, std::string place) : value_(value), place_(std::move(place)) {}
-
-    [[noreturn]] void refuse(const std::string& needs) const {
-        std::string shown = value_.is_structured() ? value_.type_name() : value_.dump(-1, ' ', false, json::error_handler_t::replace);
-        if (shown.size() > 60) shown = shown.substr(0, 60) + "...";
-        throw Error(LR_ERROR_MANIFEST, place_ + " is " + shown + ", needs " + needs, k_copy_again);
-    }
-    bool is_null() const { return value_.is_null(); }
-    bool has(const char* name) const { return value_.is_object() && value_.contains(name); }
-    Field operator[](const char* name) const {
-        if (!value_.is_object()) refuse("an object");
-        const auto found = value_.find(name);
-        const std::string place = place_.empty() ? name : place_ + "." + name;
-        if (found == value_.end()) throw Error(LR_ERROR_MANIFEST, place + " is missing", k_copy_again);
-        return {*found, place};
-    }
-    bool boolean() const {
-        if (!value_.is_boolean()) refuse("true or false");
-        return value_.get<bool>();
-    }
-    int64_t integer(int64_t least, int64_t most = int64_t{1} << 53) const {
-        if (!value_.is_number_integer()) refuse("an integer");
-        const bool beyond = value_.is_number_unsigned() && value_.get<uint64_t>() > static_cast<uint64_t>(most);
-        if (beyond || value_.get<int64_t>() < least || value_.get<int64_t>() > most) {
-            refuse(std::to_string(least) + " to " + std::to_string(most));
-        }
-        return value_.get<int64_t>();
-    }
-    double number() const {
-        if (!value_.is_number() || !std::isfinite(value_.get<double>())) refuse("a number");
-        return value_.get<double>();
-    }
-    std::string string() const {
-        if (!value_.is_string()) refuse("a string");
-        return value_.get<std::string>();
-    }
-    std::string one_of(std::initializer_list<const char*> choices) const {
-        const std::string found = string();
-        std::string allowed;
-        for (const char* choice : choices) {
-            if (found == choice) return found;
-            allowed += (allowed.empty() ? "one of " : ", ") + std::string(choice);
-        }
-        refuse(allowed);
-    }
-    // Relative, and nothing that could leave the folder.
-    std::string path() const {
-        const std::string found = string();
-        bool allowed = !found.empty() && found.find_first_of("\\:") == found.npos;
-        for (size_t at = 0; allowed && at <= found.size();) {
-            const size_t end = std::min(found.find('/', at), found.size());
-            const std::string part = found.substr(at, end - at);
-            allowed = !part.empty() && part != "." && part != "..";
-            at = end + 1;
-        }
-        for (const char c : found) allowed = allowed && static_cast<unsigned char>(c) >= 0x20;
-        if (!allowed) refuse("a relative path with '/' and without '..'");
-        return found;
-    }
-    template <typename Read>
-    auto list(Read read) const {
-        if (!value_.is_array()) refuse("a list");
-        std::vector<decltype(read(*this))> found;
-        for (size_t i = 0; i < value_.size(); ++i) found.push_back(read(Field(value_[i], place_ + "[" + std::to_string(i) + "]")));
-        return found;
-    }
-    template <typename Read>
-    void items(Read read) const {
-        if (!value_.is_object()) refuse("an object");
-        for (const auto& [name, value] : value_.items()) read(name, Field(value, place_ + "." + name));
-    }
-    template <typename Read>
-    auto optional(Read read) const -> std::optional<decltype(read(*this))> {
-        if (is_null()) return std::nullopt;
-        return read(*this);
-    }
-
-private:
-    const json& value_;
-    std::string place_;
-};
-
-[[noreturn]] void refuse(const std::string& what) { throw Error(LR_ERROR_MANIFEST, what, k_copy_again); }
-
-// JSON, but no key twice in an object: two readers would read it differently.
-json parse_json(const std::string& text) {
-    std::vector<std::set<std::string>> keys;
-    const auto check = [&](int depth, json::parse_event_t event, json& parsed) {
-        if (depth > k_max_depth) refuse("nested too deeply");
-        if (event == json::parse_event_t::object_start) keys.emplace_back();
-        if (event == json::parse_event_t::object_end) keys.pop_back();
-        if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {
-            refuse("key \"" + parsed.get<std::string>() + "\" is given twice");
-        }
-        return true;
-    };
-    try {
-        return json::parse(text, check);
-    } catch (const json::exception& error) {
-        const std::string what = error.what();
-        refuse("not JSON: " + what.substr(what.find("] ") == what.npos ? 0 : what.find("] ") + 2));
-    }
-}
-
-TensorSpec read_spec(const Field& field) {
-    const auto dim = [](const Field& value) {
-        try {
-            return std::to_string(value.integer(0));
-        } catch (const Error&) {
-            return value.string();
-        }
-    };
-    return {field["name"].string(), field["shape"].list(dim)};
-}
 
 CacheSpec read_cache(const Field& field) {
     const auto name = [&](const char* key) {
@@ -234,8 +112,8 @@ private:
             vocabulary = f["path"].path();
             return TokenizerFile{f["add_bos"].boolean(), f["add_eos"].boolean()};
         });
-        if (m.tokenizer && m.tokenizer->add_bos && !m.bos) refuse("tokens.bos_token_id is null, tokenizer.add_bos needs one");
-        if (!vocabulary.empty() && !m.lists(vocabulary)) refuse("files does not list \"" + vocabulary + "\"");
+        if (m.tokenizer && m.tokenizer->add_bos && !m.bos) refuse_document("tokens.bos_token_id is null, tokenizer.add_bos needs one");
+        if (!vocabulary.empty() && !m.lists(vocabulary)) refuse_document("files does not list \"" + vocabulary + "\"");
         const Field chat = root_["chat_template"];
         if (chat.is_null()) {
             m.why_no_chat = "the bundle has no chat template";
@@ -262,15 +140,15 @@ private:
                                f["tolerance"].number()};
         });
         for (const KnownAnswer& answer : answers) {
-            if (answer.tokens.empty()) refuse("known_answers have one without tokens");
+            if (answer.tokens.empty()) refuse_document("known_answers have one without tokens");
         }
         m.known = answers;
         m.known.insert(m.known.end(), outputs.begin(), outputs.end());
         for (const KnownAnswer& answer : m.known) {
-            if (answer.prompt_tokens.empty()) refuse("known_answers or known_outputs have one without tokens");
+            if (answer.prompt_tokens.empty()) refuse_document("known_answers or known_outputs have one without tokens");
             for (const Probe& probe : answer.probes) {
                 for (const int64_t place : probe.indices) {
-                    if (probe.output.empty() && place >= m.vocab_size) refuse("known_answers name an unknown token");
+                    if (probe.output.empty() && place >= m.vocab_size) refuse_document("known_answers name an unknown token");
                 }
             }
         }
@@ -280,11 +158,11 @@ private:
         std::set<std::string> paths;
         for (const FileEntry& file : m.files) {
             if (file.path == "manifest.json" || !paths.insert(file.path).second) {
-                refuse("files lists \"" + file.path + "\", needs each file once and manifest.json never");
+                refuse_document("files lists \"" + file.path + "\", needs each file once and manifest.json never");
             }
         }
-        if (!paths.count(m.model_path)) refuse("files does not list \"" + m.model_path + "\"");
-        if (m.cache.has_value() != (m.task == "text-generation")) refuse("cache: text-generation alone has one, task is " + m.task);
+        if (!paths.count(m.model_path)) refuse_document("files does not list \"" + m.model_path + "\"");
+        if (m.cache.has_value() != (m.task == "text-generation")) refuse_document("cache: text-generation alone has one, task is " + m.task);
     }
 
     const json& document_;
@@ -292,6 +170,17 @@ private:
 };
 
 }  // namespace
+
+TensorSpec read_spec(const Field& field) {
+    const auto dim = [](const Field& value) {
+        try {
+            return std::to_string(value.integer(0));
+        } catch (const Error&) {
+            return value.string();
+        }
+    };
+    return {field["name"].string(), field["dtype"].string(), field["shape"].list(dim)};
+}
 
 bool Manifest::lists(const std::string& path) const {
     for (const FileEntry& file : files) {
@@ -310,16 +199,7 @@ std::string Manifest::hidden_state() const {
 
 Manifest parse_manifest(const std::string& text, const std::string& where) {
     try {
-        const json document = parse_json(text);
-        // Before any other field: a newer version may have changed all of them.
-        if (!document.is_object() || document.value("format", json()) != "llama-export") {
-            throw Error(LR_ERROR_MANIFEST, "not a bundle of ours, needs \"format\": \"llama-export\"");
-        }
-        const int64_t version = Field(document, "")["version"].integer(1);
-        if (version > 1) {
-            throw Error(LR_ERROR_MANIFEST, "version " + std::to_string(version) + " is newer than this runtime, which reads 1",
-                        "upgrade the runtime, or export the checkpoint again with this version");
-        }
+        const json document = parse_document(text, "a bundle", "llama-export");
         return Reader(document).read();
     } catch (Error& error) {
         error.message = where + ": " + error.message;

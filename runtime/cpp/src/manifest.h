@@ -11,8 +11,10 @@
 
 namespace llama {
 
+class Field;
+
 struct TensorSpec {
-    std::string name;
+    std::string name, dtype;
     std::vector<std::string> shape;  // numbers as text; anything else names a dynamic dimension
 };
 
@@ -88,6 +90,8 @@ struct Manifest {
 // Read and check a bundle's manifest; throws LR_ERROR_MANIFEST, naming the field.
 Manifest read_manifest(const std::string& folder);
 Manifest parse_manifest(const std::string& text, const std::string& where);
+
+TensorSpec read_spec(const Field& field);
 
 // Every listed file is there with its size.
 void check_structure(const std::string& folder, const Manifest& manifest);

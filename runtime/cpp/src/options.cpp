@@ -49,6 +49,25 @@ std::vector<std::pair<int32_t, float>> read_bias(const lr_options& o, int64_t vo
 
 }  // namespace
 
+SessionOptions read_model_options(const lr_model_options* given) {
+    SessionOptions found;
+    if (!given) return found;
+    if (given->size != sizeof(lr_model_options)) {
+        throw Error(LR_ERROR_ARGUMENT, "options were not initialised by lr_model_options_init");
+    }
+    need(given->threads >= 0 && given->threads <= 4096, "threads", given->threads, "0 to 4096");
+    const auto text = [](const char* value) { return std::string(value ? value : ""); };
+    const std::string device = text(given->device);
+    if (!device.empty() && device != "cpu" && device != "tensorrt") {
+        throw Error(LR_ERROR_OPTION, "device is " + device + ", needs cpu or tensorrt");
+    }
+    found.threads = given->threads, found.on_tensorrt = device == "tensorrt";
+    found.onnxruntime = text(given->onnxruntime), found.tensorrt = text(given->tensorrt), found.engine = text(given->engine);
+    if (!found.engine.empty() && !found.on_tensorrt) throw Error(LR_ERROR_OPTION, "an engine is named, but device is cpu", "device tensorrt runs engines");
+    if (given->chunk_tokens) found.chunk_tokens = given->chunk_tokens;
+    return found;
+}
+
 SamplingOptions read_options(const lr_options* given, int64_t vocab_size) {
     SamplingOptions found;
     if (!given) return found;

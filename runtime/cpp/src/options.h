@@ -1,4 +1,4 @@
-// What to generate and how: checked when it comes in; FORMAT.md says what each field does.
+// How to open a bundle, what to generate and how: checked when it comes in; FORMAT.md says what each field does.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,16 @@
 #include "llama_runtime.h"
 
 namespace llama {
+
+constexpr size_t k_chunk_tokens = 512;
+
+struct SessionOptions {
+    int threads = 0;                       // 0: every core
+    std::string onnxruntime, tensorrt;     // paths of their libraries; empty: found
+    size_t chunk_tokens = k_chunk_tokens;  // the most of a prompt in one run, which bounds the memory of its scores
+    bool on_tensorrt = false;              // one of the bundle's engines, instead of its graph
+    std::string engine;                    // which; empty: the only one
+};
 
 struct SamplingOptions {
     double temperature = 0, top_p = 1, min_p = 0;
@@ -27,7 +37,8 @@ struct SamplingOptions {
     }
 };
 
-// From the C ABI's struct, NULL being the defaults; throws LR_ERROR_OPTION or LR_ERROR_ARGUMENT.
+// From the C ABI's structs, NULL being the defaults; throw LR_ERROR_OPTION or LR_ERROR_ARGUMENT.
+SessionOptions read_model_options(const lr_model_options* options);
 SamplingOptions read_options(const lr_options* options, int64_t vocab_size);
 
 }  // namespace llama

@@ -1,6 +1,7 @@
 // An opened bundle that maps token ids to logits, or whole texts to a head's outputs, and nothing else.
 //
-// T new tokens, P past tokens, K kv heads, D head_dim, V vocabulary, C capacity. One row.
+// Two kinds: the bundle's graph in ONNX Runtime (graph_session.h), or one of its engines (engine_session.h).
+// T new tokens, P past tokens, V vocabulary. One row.
 #pragma once
 
 #include <cstdint>
@@ -10,35 +11,15 @@
 #include <vector>
 
 #include "manifest.h"
-#include "onnxruntime.h"
+#include "options.h"
 #include "sampling.h"
 
 namespace llama {
 
-// Bindings for runs of one shape over one cache; between two decodes only the mask's length changes.
-struct Step {
-    size_t tokens = 0;
-    Owned<OrtIoBinding> binding = nothing<OrtIoBinding>();
-    std::vector<int64_t> ids, positions;
-    std::vector<float> logits;
-    std::vector<Owned<OrtValue>> fixed;  // what stays bound
-};
-
-// Zeroed memory that is touched as it fills, not when it is made.
-struct Buffer {
-    explicit Buffer(size_t bytes);
-    std::unique_ptr<uint8_t, void (*)(void*)> data;
-    size_t bytes;
-};
-
-// The keys and values of one conversation; used by one thread at a time.
+// The keys and values of one conversation; used by one thread at a time, and freed before its session.
 struct Cache {
-    size_t capacity = 0, length = 0;
-    std::vector<Buffer> buffers;                // in place: key and value of each layer, [1, K, C, D]
-    std::vector<Owned<OrtValue>> values;        // growing: [1, K, P, D]
-    std::vector<int64_t> ones;                  // any mask [1, S] of ones is a prefix of it
-    int64_t keep = 1, rope_length = 0;
-    Step step;
+    virtual ~Cache() = default;
+    size_t capacity = 0, length = 0;  // positions: how many it may hold, and how many are valid
 };
 
 // What a whole text gives: the numbers of an output, and its dimensions.
@@ -49,50 +30,41 @@ struct Output {
 
 using Outputs = std::map<std::string, Output>;
 
-constexpr size_t k_chunk_tokens = 512;
-
-struct SessionOptions {
-    int threads;           // 0: every core
-    std::string library;   // path of ONNX Runtime's; empty: found
-    size_t chunk_tokens;   // the most of a prompt in one run, which bounds the memory of its scores
-};
-
 class Session {
 public:
-    // Loads the graph. Throws LR_ERROR_SESSION, LR_ERROR_LIBRARY.
-    Session(const std::string& folder, const Manifest& manifest, const SessionOptions& options);
+    virtual ~Session() = default;
 
     // Any number of threads may call these, each with a cache of its own.
-    std::unique_ptr<Cache> new_cache(size_t capacity) const;
+    virtual std::unique_ptr<Cache> new_cache(size_t capacity) const = 0;
     // Reads tokens behind what the cache holds, a chunk at a time; [V], the logits that follow them.
     Logits prefill(const Ids& tokens, Cache& cache) const;
     Logits decode(int32_t token, Cache& cache) const;
     // Forgets all but the first positions.
-    void truncate(Cache& cache, size_t length) const;
+    virtual void truncate(Cache& cache, size_t length) const = 0;
     // Makes room for more positions, keeping those that there are.
-    void enlarge(Cache& cache, size_t capacity) const;
-
+    virtual void enlarge(Cache& cache, size_t capacity) const = 0;
     // One text, alone, through a graph that reads it whole.
-    Outputs run_text(const Ids& tokens, const std::vector<std::string>& outputs) const;
+    virtual Outputs run_text(const Ids& tokens, const std::vector<std::string>& outputs) const = 0;
+
+protected:
+    Session(const Manifest& manifest, size_t chunk_tokens) : manifest_(manifest), chunk_tokens_(chunk_tokens) {}
+
+    // One run behind what the cache holds, which it advances; [V], the logits of the last position. Angles that
+    // depend on a text's length are those of a text of `rope_length`; 0: of what there is then.
+    virtual Logits run(const int32_t* tokens, size_t count, size_t rope_length, Cache& cache) const = 0;
+    // Throws LR_ERROR_PROMPT, and LR_ERROR_MANIFEST of a task without a cache.
+    void check_capacity(size_t capacity) const;
+
+    const Manifest& manifest_;
 
 private:
-    void check_contract(const std::string& path) const;
-    void check_capacity(size_t capacity) const;
-    size_t row_bytes() const;  // of one position of one head
     void check_tokens(const Ids& tokens, const Cache& cache) const;
-    void bind(Cache& cache, size_t tokens) const;
-    void run(const int32_t* tokens, size_t count, Cache& cache) const;
-    Owned<OrtValue> tensor(void* data, size_t bytes, const std::vector<int64_t>& dims, ONNXTensorElementDataType type) const;
-    std::vector<std::string> cache_names(bool present) const;
-    bool takes(const char* input) const;
 
-    const OrtApi& api_;
-    const Manifest& manifest_;
     size_t chunk_tokens_;
-    Owned<OrtEnv> env_;
-    Owned<OrtSession> session_;
-    Owned<OrtMemoryInfo> memory_;
-    std::vector<std::string> past_, present_;
 };
+
+// Loads the graph, or an engine, to whose limits the manifest's are then lowered. Throws LR_ERROR_SESSION,
+// LR_ERROR_LIBRARY, and LR_ERROR_MANIFEST of a bundle that only other runtimes can run.
+std::unique_ptr<Session> open_session(const std::string& folder, Manifest& manifest, const SessionOptions& options);
 
 }  // namespace llama

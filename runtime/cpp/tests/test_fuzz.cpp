@@ -1,4 +1,4 @@
-// Seeded mutations of a bundle's manifest.json and tokenizer.bin, and of the ABI's arguments: refused or read,
+// Seeded mutations of a bundle's manifest.json, tokenizer.bin and engine sidecar, and of the ABI's arguments: refused or read,
 // never a crash, a hang or memory without bound. Under the sanitizers it finds what a plain build hides.
 //
 //     test_fuzz BUNDLE ROUNDS [SEED]
@@ -9,6 +9,8 @@
 #include <limits>
 #include <random>
 
+#include "engine_file.h"
+#include "engine_sample.h"
 #include "errors.h"
 #include "files.h"
 #include "manifest.h"
@@ -72,6 +74,10 @@ bool accepted(Body body) {
 
 size_t fuzz_manifest(Random& random, const std::string& whole) {
     return accepted([&] { parse_manifest(mutated(random, whole), "manifest.json"); });
+}
+
+size_t fuzz_engine_file(Random& random) {
+    return accepted([&] { parse_engine_file(mutated(random, k_engine_sample), "engine.json"); });
 }
 
 size_t fuzz_tokenizer(Random& random, const std::string& whole) {
@@ -160,13 +166,15 @@ int main(int count, char** words) {
         std::fprintf(stderr, "%s\n", lr_model_error(model));
         return 1;
     }
-    size_t read[3] = {};
+    size_t read[4] = {};
     for (size_t i = 0; i < rounds; ++i) {
         read[0] += fuzz_manifest(random, manifest);
         read[1] += fuzz_tokenizer(random, tokenizer);
         read[2] += fuzz_abi(random, generator, other);
+        read[3] += fuzz_engine_file(random);
     }
-    std::printf("%zu rounds; read: %zu manifests, %zu tokenizers, %zu calls\n", rounds, read[0], read[1], read[2]);
+    std::printf("%zu rounds; read: %zu manifests, %zu tokenizers, %zu calls, %zu engine files\n", rounds, read[0], read[1],
+                read[2], read[3]);
     lr_generator_free(generator), lr_generator_free(other), lr_model_free(model);
     return 0;
 }

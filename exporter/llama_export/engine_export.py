@@ -12,8 +12,9 @@ from llama_export.bundle import Stage, check_target, place_file
 from llama_export.checkpoint import Checkpoint, open_merged
 from llama_export.engine.add import Added, Target, add_engine, engine_name
 from llama_export.engine.build import target_capabilities
-from llama_export.engine.options import DTYPES, EngineOptions, Limits, limits
+from llama_export.engine.options import EngineOptions, Limits, limits
 from llama_export.engine.source import check_source, open_bundle
+from llama_export.engine.weights import plan_engine_weights
 from llama_export.errors import BundleError, OptionError
 from llama_export.graph.contract import check_path
 from llama_export.pipeline import default_output, export, refuse_nesting
@@ -46,6 +47,7 @@ class EnginePlan:
         weight_bytes: Size of the weights in the engine.
         cache_bytes: Keys and values of all rows, on the GPU.
         build_memory_bytes: Of host memory, roughly.
+        notes: What a person should know of the choices, in sentences.
     """
 
     source: Path
@@ -57,6 +59,7 @@ class EnginePlan:
     weight_bytes: int
     cache_bytes: int
     build_memory_bytes: int
+    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -153,7 +156,8 @@ def prepare_engine(
     if not onnx_only:
         library = find_library(options.builder)
         building = Target(library, target_capabilities(library, options, compute_capability()))
-    weight_bytes = _weight_bytes(checkpoint, options)
+    weights = plan_engine_weights(checkpoint, options, engine_name(options))
+    weight_bytes = sum(weight.nbytes for weight in weights.weights.values())
     plan = EnginePlan(
         source=folder,
         output=target,
@@ -164,6 +168,7 @@ def prepare_engine(
         weight_bytes=weight_bytes,
         cache_bytes=_cache_bytes(checkpoint.config, options, bounds),
         build_memory_bytes=0 if onnx_only else int(_COPIES_OF_WEIGHTS * weight_bytes) + _BUILDER_BYTES,
+        notes=weights.notes,
     )
     return _Prepared(plan, building, _that_fits(checkpoint.config, recipe or Recipe()))
 
@@ -215,16 +220,11 @@ def _prepare_checkpoint(
     return source, target
 
 
-def _weight_bytes(checkpoint: Checkpoint, options: EngineOptions) -> int:
-    item = PRECISIONS[DTYPES[options.precision]].itemsize
-    return sum(tensor.nbytes // tensor.dtype.itemsize * item for tensor in checkpoint.tensors.values())
-
-
 def _cache_bytes(config: LlamaConfig, options: EngineOptions, bounds: Limits) -> int:
     if not config.generates:
         return 0
     slot = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return slot * PRECISIONS[DTYPES[options.precision]].itemsize * bounds.max_seq * bounds.max_batch
+    return slot * PRECISIONS[options.dtype].itemsize * bounds.max_seq * bounds.max_batch
 
 
 def _extend_bundle(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_export.conversion import Converted
-    from llama_export.engine.options import Limits
+    from llama_export.engine.options import EngineOptions, Limits
     from llama_export.engine_export import EngineExported, EnginePlan
     from llama_export.parity import Report
     from llama_export.pipeline import Exported
@@ -128,7 +128,8 @@ def engine_plan_lines(plan: EnginePlan) -> list[str]:
     lines = [
         f"source    {plan.source}",
         f"output    {plan.output}",
-        f"weights   {size(plan.weight_bytes)}, {plan.options.precision}",
+        f"weights   {size(plan.weight_bytes)}, {_precision(plan.options)}",
+        *(f"note      {note}" for note in plan.notes),
         f"limits    {_limits(plan.limits)}",
     ]
     if plan.limits.buckets:
@@ -147,8 +148,9 @@ def engine_lines(exported: EngineExported) -> list[str]:
     engine, built = exported.added.engine, exported.added.built
     entry = engine.plan or engine.onnx
     lines = [
-        f"engine    {exported.output / entry.path}: {size(entry.size_bytes)}, {engine.precision}, "
-        f"{exported.seconds:.1f} s",
+        f"engine    {exported.output / entry.path}: {size(entry.size_bytes)}, "
+        f"{_precision(exported.plan.options)}, {exported.seconds:.1f} s",
+        *(f"note      {note}" for note in exported.plan.notes),
         f"limits    {_limits(exported.plan.limits)}",
     ]
     if built is None:
@@ -163,6 +165,10 @@ def engine_lines(exported: EngineExported) -> list[str]:
         )
     command = _COMMANDS[engine.task].format(_pasted(exported.output))
     return [*lines, f"next      llama-export {command} --device tensorrt"]
+
+
+def _precision(options: EngineOptions) -> str:
+    return f"{options.precision}, computed in {options.computes_in}" if options.kind else options.precision
 
 
 def _limits(limits: Limits) -> str:

@@ -28,7 +28,8 @@ ROOMS = {
         *("llama_runtime.chat_template", "llama_runtime.errors", "llama_runtime.tokenizer"),
     },
     "engine": {
-        *("checkpoint", "graph", "model.config", "weights", "bundle", "progress", "parity.stored_weights"),
+        *("checkpoint", "graph", "model.config", "weights", "bundle", "progress", "quantize"),
+        *("parity.stored_weights", "parity.quantized_tensor"),
         *("llama_runtime.engine_file", "llama_runtime.interface", "llama_runtime.manifest"),
         "llama_runtime.tensorrt_library",
     },

@@ -19,7 +19,13 @@ from llama_export.show import engine_lines, engine_plan_lines
 @click.argument("output", type=FOLDER, required=False)
 @click.option("--precision", default="bf16", show_default=True,
               type=click.Choice(["bf16", "fp16", "fp32", "int8", "int4", "fp8"]),
-              help="What it computes in; the last three, weight-only, are not made yet.")  # fmt: skip
+              help="Of the weights; the first three also of everything else. The last three are for matrices "
+                   "alone, and are computed in --compute.")  # fmt: skip
+@click.option("--compute", type=click.Choice(["bf16", "fp16", "fp32"]),
+              help="What int8, int4 and fp8 engines compute in; default bf16.")  # fmt: skip
+@click.option("--block-size", type=int, metavar="N",
+              help="Values of an int4 matrix that share a scale: 32, 64 or 128; default an int4 bundle's "
+                   "own, or 64.")  # fmt: skip
 @click.option("--max-seq", type=int, metavar="N",
               help="The longest text, in tokens; default the model's limit, at most 4096.")  # fmt: skip
 @click.option("--buckets", metavar="N,N,...",

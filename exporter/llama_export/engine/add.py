@@ -14,11 +14,13 @@ from llama_export.bundle import place_file
 from llama_export.checkpoint import Checkpoint
 from llama_export.engine.build import Built, build_plan
 from llama_export.engine.lint import check_graph
-from llama_export.engine.options import DTYPES, EngineOptions, Limits, limits
+from llama_export.engine.options import EngineOptions, Limits, limits
 from llama_export.engine.profiles import profiles
-from llama_export.engine.source import open_bundle, plan_engine_weights
+from llama_export.engine.source import open_bundle
+from llama_export.engine.weights import HEAD_WEIGHT, TABLE_WEIGHT, plan_engine_weights
 from llama_export.errors import EngineError
 from llama_export.graph import contract, static_contract
+from llama_export.graph.passes import separate_head
 from llama_export.graph.static_graph import build_static_graph
 from llama_export.progress import byte_progress
 from llama_export.weights import FileDigest, WeightPlan, write_weights
@@ -119,7 +121,9 @@ def _write_graph(
     known: list[FileEntry],
 ) -> dict[str, FileDigest]:  # fmt: skip
     """Write the graph and its data; returns the digest of each data file, by location."""
-    model = build_static_graph(source.config, DTYPES[options.precision], bounds.max_seq)
+    model = build_static_graph(source.config, options.dtype, bounds.max_seq)
+    if HEAD_WEIGHT in plan.weights and HEAD_WEIGHT not in model.graph.initializers:
+        separate_head(model.graph, TABLE_WEIGHT, HEAD_WEIGHT)
     point_at_weights(model, plan)
     content: bytes = ir.to_proto(model).SerializeToString()
     (home / plan.model_name).write_bytes(content)
@@ -141,7 +145,7 @@ def _describe(
     source: Checkpoint, options: EngineOptions, bounds: Limits, graph: FileEntry, target: Target | None
 ) -> EngineFile:
     """The sidecar, as far as it is known before the build."""
-    config, dtype = source.config, DTYPES[options.precision]
+    config, dtype = source.config, options.dtype
     if options.version_compatible and target is not None and target.library.product != "tensorrt":
         raise EngineError(
             f"{target.library.product} has no version-compatible plans", "leave --version-compatible out"
@@ -171,7 +175,10 @@ def _describe(
 
 def _rebuild(options: EngineOptions, bounds: Limits) -> tuple[str, ...]:
     """The options that give the same engine on another machine: limits, but not the builder or the GPU."""
-    words = ["--precision", options.precision, "--max-seq", str(bounds.max_seq)]
+    words = ["--precision", options.precision]
+    words += ["--compute", options.compute] if options.compute else []
+    words += ["--block-size", str(options.block_size)] if options.block_size else []
+    words += ["--max-seq", str(bounds.max_seq)]
     if bounds.buckets:
         words += ["--buckets", ",".join(map(str, bounds.buckets))]
     words += ["--prefill-chunk", str(bounds.prefill_chunk), "--max-batch", str(bounds.max_batch)]

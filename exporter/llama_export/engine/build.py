@@ -58,8 +58,8 @@ def target_capabilities(library: Library, options: EngineOptions, here: str | No
     known = tuple(
         capability
         for capability in _known_capabilities(library.module)
-        if has_precision(capability, options.precision)
-        and not (options.precision == "fp32" and capability.startswith(_NO_FLOAT32))
+        if has_precision(capability, options)
+        and not (options.computes_in == "fp32" and capability.startswith(_NO_FLOAT32))
     )
     for capability in wanted:
         if capability not in known:

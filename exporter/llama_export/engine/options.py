@@ -7,16 +7,23 @@ from typing import Literal, get_args
 
 from llama_export.errors import OptionError
 from llama_export.model.config import LlamaConfig
+from llama_export.quantize import BLOCK_SIZES
+from llama_export.quantize.signed import Kind
 from llama_runtime.tensorrt_library import Wanted
 
-Precision = Literal["bf16", "fp16", "fp32"]
+Compute = Literal["bf16", "fp16", "fp32"]
+Precision = Literal["bf16", "fp16", "fp32", "int8", "int4", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-NOT_YET = ("int8", "int4", "fp8")
-DTYPES: dict[Precision, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+COMPUTE: tuple[Compute, ...] = get_args(Compute)
+_KINDS: dict[str, Kind] = {"int8": "int8", "int4": "int4", "fp8": "fp8"}
+_DTYPES: dict[Compute, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _DEFAULT_MAX_SEQ, _FIRST_BUCKET = 4096, 512
 _FUSED_HEAD_DIM = 8  # tried with TensorRT-RTX 1.7: it builds 40, 72 and 256, and fails at 10, 20 and 100
-# The least compute capability that has the arithmetic.
-_LEAST_CAPABILITY: dict[Precision, tuple[int, int]] = {"bf16": (8, 0), "fp16": (5, 3), "fp32": (5, 0)}
+# The least compute capability that has the arithmetic, or of few bits, for which TensorRT-RTX 1.7 builds.
+_LEAST_CAPABILITY: dict[Precision, tuple[int, int]] = {
+    **{"bf16": (8, 0), "fp16": (5, 3), "fp32": (5, 0)},
+    **{"int8": (5, 3), "int4": (8, 0), "fp8": (8, 9)},
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,10 @@ class EngineOptions:
     """The choices of one engine.
 
     Attributes:
-        precision: What it computes in, and of weights and cache.
+        precision: ``bf16``, ``fp16`` and ``fp32`` of everything; ``int8``, ``int4`` and ``fp8`` of matrices
+            alone, those of layers and of a language model's head.
+        compute: What an engine of few bits computes in, and of its cache; None is ``bf16``.
+        block_size: Values that share a scale in ``int4``: 32, 64 or 128; None is a bundle's own, or 64.
         max_seq: C, the longest text in tokens; None is the model's limit, at most 4096.
         buckets: How many slots a decode may read; None is 512, 1024, ... up to ``max_seq``.
         prefill_chunk: The most prompt tokens in one run.
@@ -39,6 +49,8 @@ class EngineOptions:
     """
 
     precision: Precision = "bf16"
+    compute: Compute | None = None
+    block_size: int | None = None
     max_seq: int | None = None
     buckets: tuple[int, ...] | None = None
     prefill_chunk: int = 512
@@ -48,13 +60,9 @@ class EngineOptions:
     version_compatible: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision in NOT_YET:
-            raise OptionError(
-                f"precision is {self.precision}, which engines do not have yet, only {', '.join(PRECISIONS)}",
-                "use --precision bf16",
-            )
         if self.precision not in PRECISIONS:
             raise OptionError(f"precision is {self.precision!r}, must be one of {', '.join(PRECISIONS)}")
+        self._check_few_bits()
         for name in ("max_seq", "prefill_chunk", "max_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -69,16 +77,57 @@ class EngineOptions:
                 f"compute capability is {capability!r}, must be two numbers with a dot, such as 8.9",
                 "nvidia-smi --query-gpu=compute_cap --format=csv says a GPU's",
             )
-        if not has_precision(capability, self.precision):
-            least = ".".join(map(str, _LEAST_CAPABILITY[self.precision]))
+        for precision in (self.precision, self.computes_in):
+            if not _has(capability, precision):
+                least = ".".join(map(str, _LEAST_CAPABILITY[precision]))
+                raise OptionError(
+                    f"GPUs of compute capability {capability} have no {precision}, it needs {least} or more",
+                    "use --precision int8 --compute fp16" if self.kind else "use --precision fp16",
+                )
+
+    def _check_few_bits(self) -> None:
+        if self.compute is not None and self.compute not in COMPUTE:
+            raise OptionError(f"compute is {self.compute!r}, must be one of {', '.join(COMPUTE)}")
+        if self.compute is not None and self.kind is None:
             raise OptionError(
-                f"GPUs of compute capability {capability} have no {self.precision}, it needs {least} or more",
-                "use --precision fp16",
+                f"compute is {self.compute}, which int8, int4 and fp8 have, precision is {self.precision}",
+                "leave --compute out",
+            )
+        if self.block_size is not None and self.kind != "int4":
+            raise OptionError(
+                f"block size is {self.block_size}, which int4 has, precision is {self.precision}",
+                "leave --block-size out",
+            )
+        if self.block_size not in (None, *BLOCK_SIZES):
+            allowed = ", ".join(map(str, BLOCK_SIZES))
+            raise OptionError(
+                f"block size is {self.block_size}, must be one of {allowed}", "such as --block-size 64"
             )
 
+    @property
+    def kind(self) -> Kind | None:
+        """What the matrices are stored as; None where that is what they are computed in."""
+        return _KINDS.get(self.precision)
 
-def has_precision(capability: str, precision: Precision) -> bool:
-    """Whether a GPU of a compute capability computes in a precision."""
+    @property
+    def computes_in(self) -> Compute:
+        """Of activations and cache."""
+        if self.precision == "bf16" or self.precision == "fp16" or self.precision == "fp32":
+            return self.precision
+        return self.compute or "bf16"
+
+    @property
+    def dtype(self) -> str:
+        """The same, as a dtype's name."""
+        return _DTYPES[self.computes_in]
+
+
+def has_precision(capability: str, options: EngineOptions) -> bool:
+    """Whether a GPU of a compute capability has what an engine computes with."""
+    return _has(capability, options.precision) and _has(capability, options.computes_in)
+
+
+def _has(capability: str, precision: Precision) -> bool:
     major, minor = map(int, capability.split("."))
     return (major, minor) >= _LEAST_CAPABILITY[precision]
 
@@ -100,11 +149,11 @@ def limits(config: LlamaConfig, options: EngineOptions) -> Limits:
         OptionError: More positions than the model has, heads that no kernel takes, buckets that do not rise
             to ``max_seq``, or buckets for a model without a cache.
     """
-    if config.head_dim % _FUSED_HEAD_DIM and options.precision != "fp32":
+    if config.head_dim % _FUSED_HEAD_DIM and options.computes_in != "fp32":
         raise OptionError(
-            f"attention in {options.precision} needs a head_dim that is a multiple of {_FUSED_HEAD_DIM}, "
+            f"attention in {options.computes_in} needs a head_dim that is a multiple of {_FUSED_HEAD_DIM}, "
             f"the checkpoint's is {config.head_dim}",
-            "use --precision fp32, which takes any",
+            f"use {'--compute' if options.kind else '--precision'} fp32, which takes any",
         )
     context = config.context_length
     max_seq = options.max_seq or min(context, _DEFAULT_MAX_SEQ)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
-from llama_export.checkpoint import Checkpoint
+import torch
+
+from llama_export.checkpoint import Checkpoint, ComputedTensor, LazyTensor, StoredTensor
 from llama_export.checkpoint.config import parse_config
 from llama_export.checkpoint.fields import CONFIG_FILE, Fields
 from llama_export.checkpoint.head import parse_head
 from llama_export.checkpoint.json_file import read_json_object
-from llama_export.checkpoint.tensor import StoredTensor
-from llama_export.engine.options import DTYPES, EngineOptions
 from llama_export.errors import OptionError
+from llama_export.parity.quantized_tensor import QuantizedTensor
 from llama_export.parity.stored_weights import stored_weights
-from llama_export.weights import WeightPlan, plan_weights
+from llama_export.quantize import Blocks
 from llama_export.weights.precision import PRECISIONS
 from llama_runtime.manifest import Manifest
 
@@ -23,7 +25,7 @@ def open_bundle(folder: Path, manifest: Manifest) -> Checkpoint:
     """Read a bundle as the checkpoint that it holds.
 
     Raises:
-        OptionError: Weights that are not its own or not floats, or a learned prompt.
+        OptionError: Weights that are not its own, embeddings as input, or a learned prompt.
         CheckpointError: Its config.json is not what was published.
     """
     check_source(folder, manifest)
@@ -31,20 +33,18 @@ def open_bundle(folder: Path, manifest: Manifest) -> Checkpoint:
     config = parse_config(raw)
     stored = stored_weights(folder, manifest, config)
     config = dataclasses.replace(config, head=parse_head(Fields(raw), stored, None))
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for name in config.tensor_shapes():
         tensor = stored[name]
-        if not isinstance(tensor, StoredTensor):
-            raise _not_floats(folder, "partly in blocks")
-        tensors[name] = tensor
+        tensors[name] = tensor if isinstance(tensor, StoredTensor) else _dequantized(tensor)
     return Checkpoint(
         folder=folder,
         config=config,
         config_file=folder / CONFIG_FILE,
         raw_config=raw,
-        dtype=PRECISIONS[manifest.precision],
-        tensors=dict(tensors),
-        weight_files=tuple(dict.fromkeys(tensor.file for tensor in tensors.values())),
+        dtype=PRECISIONS.get(manifest.precision, torch.float32),
+        tensors=tensors,
+        weight_files=tuple(dict.fromkeys(part.file for t in tensors.values() for part in t.stored)),
         companions=(),
         generation_config={},
         notes=(),
@@ -55,15 +55,13 @@ def check_source(folder: Path, manifest: Manifest) -> None:
     """Refuse a bundle that no engine can be made of.
 
     Raises:
-        OptionError: Weights that are not its own or not floats, embeddings as input, or a learned prompt.
+        OptionError: Weights that are not its own, embeddings as input, or a learned prompt.
     """
     if manifest.weights == "beside":
         raise OptionError(
             f"{folder}: is a checkpoint with its bundle beside, to which nothing is added",
             "name another output for the checkpoint: llama-export trt CHECKPOINT OUTPUT",
         )
-    if manifest.precision not in PRECISIONS:
-        raise _not_floats(folder, manifest.precision)
     if manifest.soft_prompt is not None:
         raise OptionError(
             f"{folder}: begins every text with a learned prompt, which engines do not have yet",
@@ -76,32 +74,18 @@ def check_source(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def _not_floats(folder: Path, found: str) -> OptionError:
-    return OptionError(
-        f"{folder}: the weights are {found}, engines are made of {', '.join(PRECISIONS)}",
-        "name the checkpoint itself, or a bundle that was exported without --precision int8 or int4",
-    )
+@dataclass(frozen=True)
+class DequantizedTensor(ComputedTensor):
+    """The values that a bundle of few bits computes with.
 
-
-def plan_engine_weights(source: Checkpoint, options: EngineOptions, name: str) -> WeightPlan:
-    """Decide where the weights of an engine's graph stand: linked where they are what it computes in.
-
-    Args:
-        source: From ``open_bundle``.
-        options: Their ``precision`` is what is wanted.
-        name: Of the engine, and so of its files.
+    Attributes:
+        blocks: How they are stored.
     """
-    dtype = DTYPES[options.precision]
-    tensors = source.tensors.values()
-    same = all(isinstance(t, StoredTensor) and t.dtype == PRECISIONS[dtype] for t in tensors)
-    plan = plan_weights(source, "link", None) if same else plan_weights(source, "copy", dtype)
-    named = {location: location.replace(plan.model_name, f"{name}.onnx", 1) for location in plan.data_files}
-    return dataclasses.replace(
-        plan,
-        model_name=f"{name}.onnx",
-        data_files={named[location]: file for location, file in plan.data_files.items()},
-        weights={
-            key: dataclasses.replace(weight, location=named[weight.location])
-            for key, weight in plan.weights.items()
-        },
-    )
+
+    blocks: Blocks
+
+
+def _dequantized(tensor: QuantizedTensor) -> DequantizedTensor:
+    stored = tuple(part for part in (tensor.codes, tensor.scales, tensor.zero_points) if part is not None)
+    how = "dequantized", tensor.pieces, tensor.blocks
+    return DequantizedTensor(tensor.name, tensor.dtype, tensor.shape, stored, *how)

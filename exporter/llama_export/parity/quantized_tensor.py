@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llama_export.checkpoint import LazyTensor, StoredTensor
-from llama_export.checkpoint.tensor import rows_in_a_piece
+from llama_export.checkpoint.tensor import Read, read_bytes, rows_in_a_piece
 from llama_export.parity.report import TensorDifference
 from llama_export.quantize import Blocks, Quantized, dequantize, unpack, within_bound
 
@@ -44,23 +44,23 @@ class QuantizedTensor:
         """Its length in bytes, widened."""
         return 4 * math.prod(self.shape)
 
-    def rows(self, begin: int, end: int) -> Tensor:
+    def rows(self, begin: int, end: int, read: Read = read_bytes) -> Tensor:
         """Read some of its rows: [end - begin, K] float32."""
         begin, end = begin + self.first_row, end + self.first_row
         bits, count = self.blocks.bits, self.blocks.count(self.shape[1])
         zeros = self.zero_points
         quantized = Quantized(
-            unpack(self.codes.rows(begin, end), bits, self.blocks.size),
-            self.scales.rows(begin, end),
-            None if zeros is None else unpack(zeros.rows(begin, end), bits, count),
+            unpack(self.codes.rows(begin, end, read), bits, self.blocks.size),
+            self.scales.rows(begin, end, read),
+            None if zeros is None else unpack(zeros.rows(begin, end, read), bits, count),
         )
         return dequantize(quantized, self.blocks, self.shape[1])
 
-    def pieces(self) -> Iterator[Tensor]:
+    def pieces(self, read: Read = read_bytes) -> Iterator[Tensor]:
         """Read all rows in order, in runs of a few MiB."""
         step = rows_in_a_piece(self.shape, self.dtype)
         for begin in range(0, self.shape[0], step):
-            yield self.rows(begin, min(begin + step, self.shape[0]))
+            yield self.rows(begin, min(begin + step, self.shape[0]), read)
 
     def read(self) -> Tensor:
         """Read it whole: [N, K] float32."""

@@ -15,6 +15,7 @@ from llama_export.quantize.blocks import (
 )
 from llama_export.quantize.gptq import gptq
 from llama_export.quantize.methods import METHODS, Method, quantize
+from llama_export.quantize.signed import Signed, signed_codes
 
 __all__ = [
     "BLOCK_SIZES",
@@ -23,11 +24,13 @@ __all__ = [
     "Method",
     "Part",
     "Quantized",
+    "Signed",
     "dequantize",
     "gptq",
     "in_blocks",
     "pack",
     "quantize",
+    "signed_codes",
     "unpack",
     "within_bound",
 ]

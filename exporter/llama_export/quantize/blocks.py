@@ -7,6 +7,7 @@ the middle of the codes, 8 or 128, is zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +28,8 @@ class Part:
 
     Attributes:
         suffix: What its name has behind the weight's.
-        dtype: uint8 or float32.
-        shape: As MatMulNBits takes it.
+        dtype: uint8 for numbers, a float for scales.
+        shape: As it is stored: bytes of numbers.
     """
 
     suffix: str
@@ -77,6 +78,24 @@ class Blocks:
         if self.symmetric:
             return codes, scales
         return codes, scales, Part("_zero_points", torch.uint8, (rows, -(-count * self.bits // 8)))
+
+    def encode(
+        self, rows: Tensor, quantize_rows: Callable[[Tensor, Blocks], Quantized]
+    ) -> tuple[Tensor, ...]:
+        """Quantize some rows of a matrix.
+
+        Args:
+            rows: [N, K], any float dtype, finite.
+            quantize_rows: From rows to their codes.
+
+        Returns:
+            The arrays of ``parts``, for these rows.
+        """
+        found = quantize_rows(rows, self)
+        codes = pack(found.codes, self.bits)
+        if found.zero_points is None:
+            return codes, found.scales
+        return codes, found.scales, pack(found.zero_points, self.bits)
 
 
 @dataclass(frozen=True)

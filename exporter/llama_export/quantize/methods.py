@@ -18,6 +18,8 @@ _STRETCHES = (-1.0, -0.5, 0.0, 0.6, 1.2)
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 # Rows are worked on in pieces that stay in a core's own cache.
 _CACHED_VALUES = 1 << 16
+# How far from whole numbers the codes of values on a grid may be, and how many values tell most others off.
+_OFF_GRID, _FIRST = 1e-3, 8
 _SMALLEST = torch.finfo(torch.float32).tiny
 
 
@@ -71,6 +73,21 @@ def search_scales(values: Tensor, blocks: Blocks) -> Quantized:
     return _quantized(_codes(values, inverse, zeros, blocks), scales, zeros, blocks)
 
 
+def keep_grid(values: Tensor, blocks: Blocks) -> Quantized:
+    """As ``search_scales``, but values that are multiples of one number, as rounded ones are, stay exact."""
+    found = search_scales(values, blocks)
+    if not bool(_is_on_grid(values[..., :_FIRST], values, blocks.middle).any()):
+        return found
+    largest = _largest(values)
+    for code in range(blocks.middle, 0, -1):
+        on_grid = _is_on_one(values, largest, code)
+        scales = largest / -code
+        codes = _codes(values, _inverse(scales), torch.zeros_like(scales), blocks).add_(blocks.middle)
+        found.codes[on_grid] = codes[on_grid].to(torch.uint8)
+        found.scales[on_grid] = scales[..., 0][on_grid]
+    return found
+
+
 METHODS: dict[str, Method] = {"search": search_scales, "nearest": round_to_nearest}
 
 
@@ -88,6 +105,25 @@ def _tries(
     for shrink in shrinks:
         scales = (high - low) * (shrink / (2 * blocks.middle - 1))
         yield scales, (low * -shrink * _inverse(scales)).round_().clamp_(0, 2 * blocks.middle - 1)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Of each block the value of the largest magnitude: [N, blocks, 1]."""
+    low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
+    return torch.where(-low > high, low, high)
+
+
+def _is_on_grid(some: Tensor, values: Tensor, middle: int) -> Tensor:
+    """Which blocks' first values may all be multiples of one number: [N, blocks]."""
+    largest = _largest(values)
+    on_grid = [_is_on_one(some, largest, code) for code in range(1, middle + 1)]
+    return torch.stack(on_grid).any(0)
+
+
+def _is_on_one(values: Tensor, largest: Tensor, code: int) -> Tensor:
+    """Which blocks are multiples of the number that takes the largest value to ``-code``: [N, blocks]."""
+    codes = values * (-code * _inverse(largest))
+    return ((codes - codes.round()).abs() <= _OFF_GRID).all(-1)
 
 
 def _codes(values: Tensor, inverse: Tensor, zeros: Tensor, blocks: Blocks) -> Tensor:

@@ -8,10 +8,14 @@ import torch
 
 from llama_export.graph.passes import (
     BlockLayout,
+    SignedLayout,
     join_projections,
     store_weights_as,
+    store_weights_dequantized,
     store_weights_in_blocks,
 )
+from llama_export.quantize import Blocks, Signed
+from llama_export.quantize.signed import SUFFIXES, Kind
 from llama_export.weights.plan import PlacedWeight, WeightPlan
 
 _IR_DTYPES = {
@@ -19,6 +23,11 @@ _IR_DTYPES = {
     torch.float16: ir.DataType.FLOAT16,
     torch.bfloat16: ir.DataType.BFLOAT16,
     torch.uint8: ir.DataType.UINT8,
+}
+_SIGNED: dict[Kind, ir.DataType] = {
+    "int4": ir.DataType.INT4,
+    "int8": ir.DataType.INT8,
+    "fp8": ir.DataType.FLOAT8E4M3FN,
 }
 
 
@@ -39,7 +48,7 @@ def attach_weights(model: ir.Model, plan: WeightPlan) -> None:
     layouts = {
         name: BlockLayout(weight.blocks.bits, weight.blocks.size, not weight.blocks.symmetric)
         for name, weight in weights.items()
-        if weight.blocks is not None
+        if isinstance(weight.blocks, Blocks)
     }
     store_weights_in_blocks(graph, layouts)
     for name in layouts:
@@ -67,21 +76,41 @@ def _attach(
     offset: int,
     nbytes: int,
 ) -> None:
+    _attach_as(graph, name, _IR_DTYPES[dtype], shape, weight, offset, nbytes)
+
+
+def _attach_as(
+    graph: ir.Graph,
+    name: str,
+    dtype: ir.DataType,
+    shape: tuple[int, ...],
+    weight: PlacedWeight,
+    offset: int,
+    nbytes: int,
+) -> None:
     value, tensor = graph.initializers[name], ir.Shape(shape)
     value.shape = tensor
-    value.const_value = ir.ExternalTensor(
-        weight.location, offset, nbytes, _IR_DTYPES[dtype], shape=tensor, name=name
-    )
+    value.const_value = ir.ExternalTensor(weight.location, offset, nbytes, dtype, shape=tensor, name=name)
 
 
 def point_at_weights(model: ir.Model, plan: WeightPlan) -> None:
-    """Point a graph's weights at their bytes, where they have the plan's dtypes already.
+    """Point a strongly typed graph's weights at their bytes: as they are, or widened for a product.
 
     Args:
         model: As ``build_static_graph`` returns it; changed in place.
-        plan: Where the weights stand, none of them in blocks.
+        plan: Where the weights stand: in the dtype of the graph's, or as signed numbers.
     """
+    graph = model.graph
+    signed = {name: w.blocks for name, w in plan.weights.items() if isinstance(w.blocks, Signed)}
+    layouts = {n: SignedLayout(SUFFIXES[b.kind], _SIGNED[b.kind], b.size) for n, b in signed.items()}
+    store_weights_dequantized(graph, layouts)
+    for name, blocks in signed.items():
+        weight = plan.weights[name]
+        (codes, codes_at), (scales, scales_at) = weight.parts
+        full = name + codes.suffix
+        _attach_as(graph, full, _SIGNED[blocks.kind], weight.source.shape, weight, codes_at, codes.nbytes)
+        _attach(graph, name + scales.suffix, scales.dtype, scales.shape, weight, scales_at, scales.nbytes)
     for name, weight in plan.weights.items():
-        if name in model.graph.initializers:
+        if name in graph.initializers:
             shape = weight.source.shape
-            _attach(model.graph, name, weight.dtype, shape, weight, weight.offset, weight.nbytes)
+            _attach(graph, name, weight.dtype, shape, weight, weight.offset, weight.nbytes)

@@ -14,7 +14,7 @@ from llama_export.checkpoint.computed import join_rows
 from llama_export.checkpoint.tensor import widen
 from llama_export.errors import OptionError
 from llama_export.graph.passes import PROJECTIONS
-from llama_export.quantize import Blocks, Part
+from llama_export.quantize import Blocks, Part, Signed
 from llama_export.weights.precision import (
     EMBEDDING,
     GPTQ,
@@ -48,7 +48,7 @@ class PlacedWeight:
     location: str
     offset: int
     nbytes: int
-    blocks: Blocks | None = None
+    blocks: Blocks | Signed | None = None
 
     @property
     def parts(self) -> list[tuple[Part, int]]:
@@ -205,7 +205,7 @@ def _plan_copy(checkpoint: Checkpoint, wanted: str | None, stored: str) -> Weigh
     tensors = [(name, tensor, dtype or tensor.dtype) for name, tensor in in_file_order(checkpoint)]
     name = model_name(precision, "copy")
     location = data_file_name(name, 0)
-    weights, end = _place(tensors, location)
+    weights, end = place_weights(tensors, location)
     return WeightPlan("copy", precision, name, {location: None}, weights, end)
 
 
@@ -225,7 +225,7 @@ def _plan_quantized(checkpoint: Checkpoint, quantization: Quantization) -> Weigh
     ordered = [(name, tensor, chosen[name]) for name, tensor in in_order]
     name = model_name(quantization.precision, "copy")
     location = data_file_name(name, 0)
-    weights, end = _place(ordered, location)
+    weights, end = place_weights(ordered, location)
     return WeightPlan(
         "copy", quantization.precision, name, {location: None}, weights, end,
         joined=joined, quantization=quantization, notes=notes,
@@ -255,14 +255,14 @@ def _layer(name: str, behind: int) -> int:
     return -1 if name.startswith(EMBEDDING) else behind
 
 
-def _place(
-    tensors: Iterable[tuple[str, LazyTensor, Blocks | torch.dtype]], location: str
+def place_weights(
+    tensors: Iterable[tuple[str, LazyTensor, Blocks | Signed | torch.dtype]], location: str
 ) -> tuple[dict[str, PlacedWeight], int]:
     """Put tensors one behind the other into a data file; the second result is its size."""
     weights: dict[str, PlacedWeight] = {}
     end = 0
     for name, tensor, how in tensors:
-        if isinstance(how, Blocks):
+        if not isinstance(how, torch.dtype):
             nbytes = sum(part.nbytes for part in how.parts(tensor.shape))
             dtype, blocks = torch.uint8, how
         else:

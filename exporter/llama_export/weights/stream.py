@@ -15,9 +15,9 @@ from torch import Tensor
 from llama_export.checkpoint import Checkpoint, nonfinite
 from llama_export.checkpoint.tensor import PIECE_BYTES, read_bytes
 from llama_export.errors import CheckpointError, OptionError
-from llama_export.quantize import METHODS, gptq, quantize
+from llama_export.quantize import METHODS, Blocks, gptq, quantize
 from llama_export.quantize.calibration import Calibration
-from llama_export.quantize.methods import search_scales
+from llama_export.quantize.methods import keep_grid, search_scales
 from llama_export.weights.background import InBackground
 from llama_export.weights.matrix_writer import MatrixWriter, QuantizeRows
 from llama_export.weights.plan import WeightPlan
@@ -67,7 +67,8 @@ def write_weights(
                 if sink is not None and placed.blocks is not None:
                     matrix = MatrixWriter(name, placed, sink, _quantizer(plan, name, calibration), pool)
                 for values in placed.source.pieces(source.read):
-                    _refuse_nonfinite(values, name, placed.source.stored[0].file)
+                    if values.is_floating_point():
+                        _refuse_nonfinite(values, name, placed.source.stored[0].file)
                     if matrix is not None:
                         writer.submit(matrix.write, matrix.quantize(values))
                     elif sink is not None:
@@ -89,11 +90,13 @@ def write_weights(
 
 def _quantizer(plan: WeightPlan, name: str, calibration: Calibration | None) -> QuantizeRows:
     """How the rows of a matrix are quantized."""
-    assert plan.quantization is not None
     blocks = plan.weights[name].blocks
-    feedback = calibration.feedback(name) if calibration and blocks and blocks.bits < 8 else None
+    few_bits = isinstance(blocks, Blocks) and blocks.bits < 8
+    feedback = calibration.feedback(name) if calibration and few_bits else None
     if feedback is not None:
         return partial(gptq, feedback=feedback)
+    if plan.quantization is None:
+        return partial(quantize, method=keep_grid)
     return partial(quantize, method=METHODS.get(plan.quantization.method, search_scales))
 
 

@@ -49,7 +49,7 @@ class EngineFile:
         product: What built it; None where the graph alone was written.
         product_version: Of that.
         compute_capabilities: Of the GPUs that it runs on, such as ``"8.9"``.
-        precision: How weights are kept: ``bf16``, ``fp16``, ``fp32``.
+        precision: Of weights: ``bf16``, ``fp16``, ``fp32``, or of matrices alone ``int8``, ``int4``, ``fp8``.
         dtype: What it computes in, and of the cache.
         max_seq: C, slots of a row: positions that a text may have.
         prefill_chunk: The most tokens in one run.

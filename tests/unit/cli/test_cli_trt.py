@@ -76,8 +76,11 @@ BAD = {
     ),
     "beyond the model": (("--max-seq", "4096"), "max_seq is 4096, the model has 160 positions"),
     "no numbers": (("--buckets", "many"), "--buckets is 'many'"),
-    "int8": (("--precision", "int8"), "precision is int8, which engines do not have yet"),
-    "fp8": (("--precision", "fp8"), "precision is fp8, which engines do not have yet"),
+    "fp8 on Ampere": (("--precision", "fp8", "--compute-capability", "8.6"), "8.6 have no fp8, it needs 8.9"),
+    "int4 on Turing": (("--precision", "int4", "--compute-capability", "7.5"), "7.5 have no int4"),
+    "compute of floats": (("--compute", "fp16"), "compute is fp16, which int8, int4 and fp8 have"),
+    "blocks of int8": (("--precision", "int8", "--block-size", "32"), "block size is 32, which int4 has"),
+    "odd blocks": (("--precision", "int4", "--block-size", "48"), "must be one of 32, 64, 128"),
     "too old a GPU": (("--compute-capability", "7.5"), "7.5 have no bf16"),
     "unknown GPU": (("--compute-capability", "9.0"), "9.0 is asked for"),
     "no such GPU": (("--compute-capability", "RTX"), "'RTX', must be two numbers"),
@@ -112,8 +115,6 @@ def test_bundles_that_no_engine_can_be_made_of(talking, quick_graphs, tmp_path):
     assert files_in(folder) == before
     llama_export.export(talking, tmp_path / "embeds", recipe=Recipe(inputs_embeds=True, verify=False))
     refused(trt(tmp_path / "embeds"), "takes embeddings in place of token ids")
-    llama_export.export(talking, tmp_path / "rounded", recipe=Recipe(precision="int8", verify=False))
-    refused(trt(tmp_path / "rounded"), "the weights are int8, engines are made of float32, float16, bfloat16")
 
 
 def test_a_changed_bundle_is_refused_before_any_work(talking_bundle, tmp_path):

@@ -52,10 +52,18 @@ def test_what_is_left_open_is_filled_in(config, options, wanted):
         (CONFIG, {"max_seq": 0}, "max_seq is 0, must be at least 1"),
         (CONFIG, {"prefill_chunk": -3}, "prefill_chunk is -3"),
         (CONFIG, {"max_batch": 0}, "max_batch is 0"),
-        (CONFIG, {"precision": "int4"}, "precision is int4, which engines do not have yet"),
-        (CONFIG, {"precision": "int8"}, "precision is int8, which engines do not have yet"),
-        (CONFIG, {"precision": "fp8"}, "precision is fp8, which engines do not have yet"),
-        (CONFIG, {"precision": "tf32"}, "must be one of bf16, fp16, fp32"),
+        (CONFIG, {"precision": "tf32"}, "must be one of bf16, fp16, fp32, int8, int4, fp8"),
+        (CONFIG, {"compute": "fp16"}, "compute is fp16, which int8, int4 and fp8 have, precision is bf16"),
+        (CONFIG, {"precision": "int8", "compute": "int8"}, "compute is 'int8', must be one of bf16"),
+        (CONFIG, {"precision": "int8", "block_size": 64}, "block size is 64, which int4 has"),
+        (CONFIG, {"precision": "int4", "block_size": 48}, "block size is 48, must be one of 32, 64, 128"),
+        (NARROW_HEADS, {"precision": "int8"}, "bf16 needs a head_dim that is a multiple of 8"),
+        (CONFIG, {"precision": "fp8", "compute_capabilities": ("8.6",)}, "8.6 have no fp8, it needs 8.9"),
+        (CONFIG, {"precision": "int8", "compute_capabilities": ("7.5",)}, "7.5 have no bf16, it needs 8.0"),
+        (
+            CONFIG, {"precision": "int4", "compute": "fp16", "compute_capabilities": ("7.5",)},
+            "7.5 have no int4, it needs 8.0",
+        ),
         (CONFIG, {"compute_capabilities": ("7.5",)}, "compute capability 7.5 have no bf16, it needs 8.0"),
         (CONFIG, {"compute_capabilities": ("sm_86",)}, "'sm_86', must be two numbers with a dot"),
     ],
@@ -75,7 +83,7 @@ def test_a_decode_profile_for_each_bucket_then_one_for_chunks():
 
 RTX = Library(
     SimpleNamespace(ComputeCapability=SimpleNamespace(__members__={
-        "NONE": 0, "CURRENT": 1, "SM75": 75, "SM86": 86, "SM120": 120,
+        "NONE": 0, "CURRENT": 1, "SM75": 75, "SM86": 86, "SM89": 89, "SM120": 120,
     })), "tensorrt-rtx", "1.7",
 )  # fmt: skip
 FULL = Library(SimpleNamespace(), "tensorrt", "11.4")
@@ -84,11 +92,14 @@ FULL = Library(SimpleNamespace(), "tensorrt", "11.4")
 @pytest.mark.parametrize(
     ("library", "precision", "asked", "here", "wanted"),
     [
-        (RTX, "bf16", (), None, ("8.6", "12.0")),
-        (RTX, "fp16", (), None, ("7.5", "8.6", "12.0")),
-        (RTX, "fp32", (), None, ("8.6", "12.0")),
+        (RTX, "bf16", (), None, ("8.6", "8.9", "12.0")),
+        (RTX, "fp16", (), None, ("7.5", "8.6", "8.9", "12.0")),
+        (RTX, "fp32", (), None, ("8.6", "8.9", "12.0")),
+        (RTX, "fp8", (), None, ("8.9", "12.0")),
+        (RTX, "fp8", (), "8.6", ("8.9", "12.0")),
+        (RTX, "int4", (), None, ("8.6", "8.9", "12.0")),
         (RTX, "bf16", (), "8.6", ("8.6",)),
-        (RTX, "bf16", (), "9.0", ("8.6", "12.0")),
+        (RTX, "bf16", (), "9.0", ("8.6", "8.9", "12.0")),
         (RTX, "bf16", ("12.0",), "8.6", ("12.0",)),
         (FULL, "bf16", (), "9.0", ("9.0",)),
         (FULL, "bf16", ("9.0",), "9.0", ("9.0",)),
@@ -102,8 +113,8 @@ def test_which_gpus_a_build_is_for(library, precision, asked, here, wanted):
 @pytest.mark.parametrize(
     ("library", "precision", "asked", "here", "words"),
     [
-        (RTX, "bf16", ("9.0",), None, "builds bf16 for compute capability 8.6, 12.0, 9.0 is asked"),
-        (RTX, "fp32", ("7.5",), None, "builds fp32 for compute capability 8.6, 12.0, 7.5 is asked"),
+        (RTX, "bf16", ("9.0",), None, "builds bf16 for compute capability 8.6, 8.9, 12.0, 9.0 is asked"),
+        (RTX, "fp32", ("7.5",), None, "builds fp32 for compute capability 8.6, 8.9, 12.0, 7.5 is asked"),
         (FULL, "bf16", (), None, "tensorrt builds for the GPU at hand alone, no GPU is here"),
         (FULL, "bf16", ("8.6",), "9.0", "tensorrt builds for the GPU at hand alone, this GPU has 9.0"),
     ],

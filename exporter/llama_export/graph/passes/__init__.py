@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from llama_export.graph.passes.blocks import BlockLayout, store_weights_in_blocks
+from llama_export.graph.passes.dequantize import (
+    SignedLayout,
+    separate_head,
+    store_weights_dequantized,
+)
 from llama_export.graph.passes.projections import PROJECTIONS, join_projections
 from llama_export.graph.passes.reshape import simplify_reshapes
 from llama_export.graph.passes.residual_norm import fuse_residual_norm
@@ -11,9 +16,12 @@ from llama_export.graph.passes.storage import store_weights_as
 __all__ = [
     "PROJECTIONS",
     "BlockLayout",
+    "SignedLayout",
     "fuse_residual_norm",
     "join_projections",
+    "separate_head",
     "simplify_reshapes",
     "store_weights_as",
+    "store_weights_dequantized",
     "store_weights_in_blocks",
 ]

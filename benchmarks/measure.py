@@ -21,6 +21,7 @@ class Measured:
         seconds: From spawning it to its end.
         peak_private_bytes: Largest sum of anonymous memory over the process and its descendants, every
             20 ms. Mapped files are not in it: the system may drop those pages whenever it likes.
+        peak_rss_bytes: What the process alone held at most, mapped files included, up to the last look.
         returncode: As the shell counts it; negative for a signal.
         stdout: All of it.
         stderr: Its end.
@@ -29,6 +30,7 @@ class Measured:
 
     seconds: float
     peak_private_bytes: int
+    peak_rss_bytes: int
     returncode: int
     stdout: str
     stderr: str
@@ -60,9 +62,10 @@ def measure(
             env={**os.environ, **started, **(env or {})},
             start_new_session=True,
         )
-        peak = 0
+        peak = rss = 0
         while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
             peak = max(peak, private_bytes(process.pid))
+            rss = max(rss, status_bytes(process.pid, "VmHWM:"))
             if time.monotonic() - start > timeout_s:
                 os.killpg(process.pid, 9)
             time.sleep(SAMPLE_S)
@@ -73,7 +76,7 @@ def measure(
         stderr.seek(0)
         out, err = stdout.read().decode(errors="replace"), stderr.read().decode(errors="replace")
     others = max(0.0, busy - usage.ru_utime - usage.ru_stime) / seconds
-    return Measured(seconds, peak, process.returncode, out, err[-4000:], others)
+    return Measured(seconds, peak, rss, process.returncode, out, err[-4000:], others)
 
 
 def busy_seconds() -> float:
@@ -89,14 +92,21 @@ def private_bytes(root: int) -> int:
     while pids:
         pid = pids.pop()
         try:
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                if line.startswith(("RssAnon:", "RssShmem:")):
-                    total += int(line.split()[1]) * 1024
+            total += status_bytes(pid, "RssAnon:", "RssShmem:")
             for task in Path(f"/proc/{pid}/task").iterdir():
                 pids += map(int, (task / "children").read_text().split())
         except (OSError, ValueError):
             continue
     return total
+
+
+def status_bytes(pid: int, *names: str) -> int:
+    """The sum of some lines of a process's status; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(names))
 
 
 def last_error(measured: Measured) -> str:

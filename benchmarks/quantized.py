@@ -57,7 +57,7 @@ def candidates(cache: Path, without: frozenset[str]) -> tuple[list[Quantized], d
     missing: dict[str, str] = {}
     makers: dict[str, Callable[[Path], list[Quantized]]] = {
         "onnxruntime-genai": _genai,
-        "llama.cpp": _llama_cpp,
+        "llama.cpp": llama_cpp,
         "openvino": _openvino,
     }
     for name, make in makers.items():
@@ -86,7 +86,8 @@ def _genai(cache: Path) -> list[Quantized]:
     return [Quantized(e.name, e, python(env), "generate_genai.py") for e in made]
 
 
-def _llama_cpp(cache: Path) -> list[Quantized]:
+def llama_cpp(cache: Path) -> list[Quantized]:
+    """llama.cpp's exports and what runs them; InstallError where it cannot be had."""
     converter = peers.install(peers.LLAMACPP, cache)
     env = environments.make("llama-cpp-python", LLAMA_CPP_RUNTIME, cache, torch=False)
 

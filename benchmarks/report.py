@@ -30,6 +30,14 @@ class Column:
 
 
 PEAK = Column("peak private GiB", "peak_private_bytes", GIB, 2)
+CPP = (
+    Column("start to first token, s", "first_token_s", digits=3),
+    Column("load, s", "load_s", digits=3),
+    Column("prefill, tok/s", "prefill_tokens_per_s", digits=0),
+    Column("decode, tok/s", "decode_tokens_per_s", digits=1),
+    Column("peak RSS, MiB", "peak_rss_bytes", 2**20, 0),
+    Column("peak private, MiB", "peak_private_bytes", 2**20, 0),
+)
 COLUMNS = {
     "conversion": (Column("seconds", "seconds"), PEAK, Column("output GB", "output_bytes", GB, 2)),
     "layouts": (Column("seconds", "seconds"), PEAK, Column("output GB", "output_bytes", GB, 2)),
@@ -49,6 +57,8 @@ COLUMNS = {
         Column("decode, tok/s", "decode_tokens_per_s", digits=1),
         PEAK,
     ),
+    "cpp demo": CPP,
+    "cpp int4": CPP,
     "overhead": (
         Column("ours, ms a token", "ours_ms", digits=2),
         Column("bare session, ms a token", "bare_ms", digits=2),
@@ -76,6 +86,8 @@ TITLES = {
     "speed": "Generating with {shape} in float32, {threads} threads, {prompt} + {new} tokens",
     "quantizing": "Quantizing {shape} in bfloat16",
     "quantized": "Generating with {shape} quantized, {threads} threads, {prompt} + {new} tokens",
+    "cpp demo": "The demo, {threads} threads, {prompt} + {new} tokens; prefill of 256",
+    "cpp int4": "{shape} in int4, {threads} threads, {prompt} + {new} tokens; prefill of 512",
     "overhead": "A token of {shape} in float32, {threads} threads: our runtime beside the bare session",
     "batch": "Batches with {shape} in float32, {threads} threads, prompts of 17 to 64 tokens + {row_new}",
     "tracing": "Building the graph, without weights",
@@ -105,6 +117,8 @@ def markdown(results: Mapping[str, Any], outcomes: Mapping[str, Mapping[str, Out
         blocks += [f"## {TITLES[name].format(**settings)}", table(COLUMNS[name], found)]
         if name == "speed":
             blocks.append(same_tokens(results.get("equal_tokens", {}), settings["new"]))
+        if name == "cpp int4":
+            blocks.append(shown_sizes(results.get("sizes", {})))
         if name == "batch":
             blocks.append(same_rows(results.get("equal_rows", {})))
     blocks += ["## Versions", versions(results)]
@@ -162,6 +176,11 @@ def same_rows(equal: Mapping[str, tuple[int, int]]) -> str:
         return "Whether rows are what the prompts get alone is not known."
     counts = "; ".join(f"{name}: {same} of {rows}" for name, (same, rows) in equal.items())
     return f"Rows of the largest batch with exactly the tokens that our runtime generates alone: {counts}."
+
+
+def shown_sizes(sizes: Mapping[str, int]) -> str:
+    """What a program ships; ours stripped."""
+    return "Sizes: " + "; ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes.items()) + "."
 
 
 def versions(results: Mapping[str, Any]) -> str:

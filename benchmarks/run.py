@@ -14,6 +14,7 @@ from typing import Any
 import batch
 import chat
 import conversion
+import cpp
 import layouts
 import machine
 import peers
@@ -38,6 +39,7 @@ BENCHMARKS = (
     "sparse",
     "verification",
     "quantized",
+    "cpp",
 )
 NEED_PEERS = {"conversion", "speed", "batch"}
 NEEDED_GB = 32
@@ -145,6 +147,12 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
         if "quantized" in options.only:
             made = quantized.bench(shape, bfloat16, exports, found, options.repeats, new_tokens)
             outcomes["quantized"] = made | rows
+    if "cpp" in options.only:
+        bfloat16 = make_checkpoint(work / "bfloat16", shape, "bfloat16")
+        found, results["sizes"] = cpp.bench(
+            shape, bfloat16, work, exports, options.cache, options.repeats, new_tokens
+        )
+        outcomes |= found
     return results, outcomes
 
 

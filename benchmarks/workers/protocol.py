@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-PREFILL_TOKENS = 512
+PREFILL_TOKENS = int(os.environ.get("BENCHMARK_PREFILL", 512))  # less where the model is smaller
 PREFILL_REPEATS = 2
 
 
@@ -51,7 +51,7 @@ class Answer:
         load_s: From the start of the script's imports to a runtime that is ready.
         first_token_s: From the process's start to the first token after the prompt.
         decode_tokens_per_s: Over the tokens after the first.
-        prefill_tokens_per_s: The better of two prompts of 512 tokens, each in an empty cache.
+        prefill_tokens_per_s: The better of two prompts of PREFILL_TOKENS, each in an empty cache.
         tokens: What was generated: equal tokens show that equal work was done.
     """
 
@@ -82,7 +82,7 @@ class Stopwatch:
             self.answer.decode_tokens_per_s = (len(moments) - 1) / (moments[-1] - moments[0])
 
     def prefill(self, run: Callable[[list[int]], None], question: Question) -> None:
-        """Time prompts of 512 tokens; ``run`` returns when the token after the prompt is known."""
+        """Time prompts of PREFILL_TOKENS; ``run`` returns when the token after the prompt is known."""
         rates = []
         for repeat in range(PREFILL_REPEATS):
             tokens = question.tokens(PREFILL_TOKENS, seed=100 + repeat)

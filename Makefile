@@ -72,10 +72,10 @@ runtime/web/node_modules/.ready: runtime/web/package-lock.json
 
 # What the long tests drive. Where it can be neither found nor installed, those tests are skipped and say so.
 programs:
-	@for need in chromium npm; do \
-		command -v $$need >/dev/null && continue; \
-		echo "set-up: $$need, with apt-get"; \
-		{ apt-get update && apt-get install -y $$need; } >/dev/null 2>&1 || echo "$$need cannot be installed here"; \
+	@for need in chromium:chromium npm:npm aarch64-linux-gnu-g++:g++-aarch64-linux-gnu; do \
+		command -v $${need%%:*} >/dev/null && continue; \
+		echo "set-up: $${need##*:}, with apt-get"; \
+		{ apt-get update && apt-get install -y $${need##*:}; } >/dev/null 2>&1 || echo "$${need##*:} cannot be installed here"; \
 	done
 
 check: $(VENV)/.dev-ready

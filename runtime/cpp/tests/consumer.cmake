@@ -1,5 +1,6 @@
 # Installs the build into a folder of its own, builds somebody else's project against it, and runs that;
-# then the same through pkg-config, where there is one, and as a subdirectory.
+# then the same through pkg-config, where there is one; and in a static build, as a subdirectory, with ONNX Runtime
+# linked from a CMake package of its own, which comes before ORT_HOME.
 function(run)
     execute_process(COMMAND ${ARGV} RESULT_VARIABLE code OUTPUT_VARIABLE output ERROR_VARIABLE output)
     if(NOT code EQUAL 0)
@@ -35,4 +36,22 @@ if(PKG_CONFIG)
     string(SUBSTRING "${libraries}" 2 -1 libraries)
     run(${CXX} -std=c++17 ${SOURCE}/examples/hello.cpp ${flags} -Wl,-rpath,${libraries} -o ${BUILD}/consumer/by_pkg_config)
     check(${BUILD}/consumer/by_pkg_config)
+endif()
+
+if(ORT_LIBRARY)
+    # As onnxruntime's own package exports it: a location for one configuration alone.
+    set(package ${BUILD}/consumer/onnxruntime)
+    file(WRITE ${package}/onnxruntimeConfig.cmake "
+add_library(onnxruntime::onnxruntime SHARED IMPORTED)
+set_target_properties(onnxruntime::onnxruntime PROPERTIES INTERFACE_INCLUDE_DIRECTORIES ${ORT_INCLUDE}
+    IMPORTED_CONFIGURATIONS RELWITHDEBINFO IMPORTED_LOCATION_RELWITHDEBINFO ${ORT_LIBRARY})
+")
+    run(${CMAKE_COMMAND} -S ${SOURCE}/examples/subdirectory -B ${BUILD}/consumer/inside -DCMAKE_BUILD_TYPE=Debug
+        -Donnxruntime_DIR=${package} -DORT_HOME=/nowhere -DLLAMA_RUNTIME_LINK_ONNXRUNTIME=ON)
+    run(${CMAKE_COMMAND} --build ${BUILD}/consumer/inside --parallel 2)
+    if(EXISTS ${BUILD}/consumer/inside/llama_runtime/llama-run)
+        message(FATAL_ERROR "a subdirectory builds programs that nobody asked for")
+    endif()
+    set(ENV{LLAMA_RUNTIME_ONNXRUNTIME} "")
+    check(${BUILD}/consumer/inside/hello_cpp)
 endif()

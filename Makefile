@@ -50,9 +50,11 @@ test-all: check cpp-needs kernels programs
 cpp: setup cpp-needs
 	@$(BIN)/python -m pytest -q tests/cpp -m "not long"
 
-# What the C++ runtime is built with, and ONNX Runtime's headers; where they cannot be had, its tests are skipped.
+# What the C++ runtime and the kernels are built and tested with, and ONNX Runtime's headers; where they cannot be
+# had, those tests are skipped.
 cpp-needs: $(VENV)/.dev-ready
-	@for need in cmake:cmake c++:g++ ninja:ninja-build pkg-config:pkg-config /usr/include/nlohmann/json.hpp:nlohmann-json3-dev; do \
+	@for need in cmake:cmake c++:g++ ninja:ninja-build pkg-config:pkg-config /usr/include/nlohmann/json.hpp:nlohmann-json3-dev \
+			aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user; do \
 		command -v $${need%%:*} >/dev/null || test -f $${need%%:*} && continue; \
 		echo "set-up: $${need##*:}, with apt-get"; \
 		{ apt-get update && apt-get install -y $${need##*:}; } >/dev/null 2>&1 || echo "$${need##*:} cannot be installed here"; \
@@ -72,7 +74,7 @@ runtime/web/node_modules/.ready: runtime/web/package-lock.json
 
 # What the long tests drive. Where it can be neither found nor installed, those tests are skipped and say so.
 programs:
-	@for need in chromium:chromium npm:npm aarch64-linux-gnu-g++:g++-aarch64-linux-gnu; do \
+	@for need in chromium:chromium npm:npm; do \
 		command -v $${need%%:*} >/dev/null && continue; \
 		echo "set-up: $${need##*:}, with apt-get"; \
 		{ apt-get update && apt-get install -y $${need##*:}; } >/dev/null 2>&1 || echo "$${need##*:} cannot be installed here"; \

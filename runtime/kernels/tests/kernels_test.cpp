@@ -1,6 +1,8 @@
 // Tests of the kernels: all levels of instructions that this processor has.
 //
 //   kernels_test [rounds [seed]]
+//   kernels_test quick                      the levels against the reference alone
+//   kernels_test threads                    what several threads do, alone
 //   kernels_test overread matrix|cache      reads too much on purpose
 #include "testing.h"
 
@@ -22,12 +24,18 @@ int main(int argc, char** argv) {
         overread(argv[2]);
         return 0;
     }
+    const bool only_threads = argc == 2 && std::strcmp(argv[1], "threads") == 0;
+    against_float64 = !(argc == 2 && std::strcmp(argv[1], "quick") == 0);
     const int rounds = argc > 1 ? std::atoi(argv[1]) : 100;
     const unsigned seed = argc > 2 ? std::atoi(argv[2]) : 1;
     std::mt19937 random(seed);
     choosing();
-    test_matmul(random, rounds);
-    test_attention(random, rounds);
+    test_matmul_threads(random);
+    test_attention_threads(random);
+    if (!only_threads) {
+        test_matmul(random, rounds);
+        test_attention(random, rounds);
+    }
     std::printf("levels:");
     for (const Level* level : levels_here()) std::printf(" %s", level->name);
     std::printf("; %d random shapes, seed %u; %s\n", rounds, seed, failures ? "FAILED" : "ok");

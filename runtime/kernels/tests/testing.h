@@ -61,7 +61,11 @@ inline bool same(const std::vector<float>& a, const std::vector<float>& b) {
     return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
-// The tests of a file; `rounds` is how many random shapes.
+inline bool against_float64 = true;
+
+// The tests of a file: what threads and batches may not change, and the others; `rounds` is how many random shapes.
+void test_matmul_threads(std::mt19937& random);
+void test_attention_threads(std::mt19937& random);
 void test_matmul(std::mt19937& random, int rounds);
 void test_attention(std::mt19937& random, int rounds);
 

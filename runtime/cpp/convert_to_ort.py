@@ -3,9 +3,9 @@
 
     python runtime/cpp/convert_to_ort.py BUNDLE OUTPUT
 
-OUTPUT has graph and weights in one file, ``onnx/<name>.ort``, and what ``ci_build`` of ONNX Runtime's sources
-needs to leave out every other operator (``--include_ops_by_config``): ``onnx/<name>.config``. Our runtimes open
-it like any bundle; other people's no longer do, so their files are left out. Needs NumPy and onnxruntime.
+OUTPUT has graph and weights in one file, ``onnx/<name>.ort``. With ``onnx/<name>.config`` beside it, a build
+of ONNX Runtime's sources leaves out every other operator (``--include_ops_by_config``). Our runtimes open it
+as they open any bundle; other people's do not any more, so their files are left out. Needs onnxruntime.
 """
 
 from __future__ import annotations
@@ -95,9 +95,8 @@ def _convert_graph(graph: Path, folder: Path) -> Path:
     made = folder / f"{graph.stem}.ort"
     if done.returncode or not made.is_file():
         said = (done.stderr or done.stdout).strip().splitlines() or ["nothing was said"]
-        raise ConversionError(
-            f"{graph}: ONNX Runtime cannot convert it ({said[-1]})", "llama-export selftest BUNDLE"
-        )
+        message = f"{graph}: ONNX Runtime cannot convert it ({said[-1]})"
+        raise ConversionError(message, "llama-export selftest says whether the bundle is right")
     next(folder.glob("*.config")).rename(made.with_suffix(".config"))
     return made
 

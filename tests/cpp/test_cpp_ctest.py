@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cpp_bundles import build
 
+SANITIZED = ("-DLLAMA_RUNTIME_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=None")
 PROGRAMS = {
     "units",
     "engine",
@@ -77,14 +78,21 @@ def test_linked(definitions, onnxruntime_library):
 
 
 def test_under_the_sanitizers(definitions):
-    folder = build("cpp-sanitize", *definitions, "-DLLAMA_RUNTIME_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=None")
+    folder = build("cpp-sanitize", *definitions, *SANITIZED)
     ctest(folder, PROGRAMS - {"consumer"})
+
+
+@pytest.mark.long
+def test_threads_under_thread_sanitizer(definitions):
+    """Generators of one model in four threads; ONNX Runtime's own threads cannot be looked into."""
+    sanitized = ("-DLLAMA_RUNTIME_SANITIZE=thread", "-DCMAKE_BUILD_TYPE=None")
+    ctest(build("cpp-threads", *definitions, *sanitized), PROGRAMS - {"consumer"})
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_long_fuzz_under_the_sanitizers(definitions, onnxruntime_library, demo_of, seed):
-    folder = build("cpp-sanitize", *definitions, "-DLLAMA_RUNTIME_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=None")
+    folder = build("cpp-sanitize", *definitions, *SANITIZED)
     environment = {"LLAMA_RUNTIME_ONNXRUNTIME": str(onnxruntime_library), "ASAN_OPTIONS": "detect_leaks=0"}
     command = [folder / "tests/test_fuzz", demo_of(), "20000", str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=3600)

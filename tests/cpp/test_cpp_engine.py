@@ -317,6 +317,30 @@ def test_programs(folder, played, bundle, reference):
     assert "has engines fp16, fp32" in done.stderr
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_under_the_sanitizers(ort_home, onnxruntime_library, exported, reference, tmp_path, sanitizers):
+    bundle = copy_bundle(exported, tmp_path / "fox")
+    give_plan(bundle, "fp32", "tensorrt")
+    folder = build(
+        f"cpp-tensorrt-{sanitizers.partition(',')[0]}",
+        *(f"-DORT_HOME={ort_home}", f"-DTENSORRT_HOME={REPO / 'runtime/cpp/tests/played'}"),
+        *(f"-DLLAMA_RUNTIME_SANITIZE={sanitizers}", "-DCMAKE_BUILD_TYPE=None"),
+    )
+    played = str(folder / "tests/libplayed_tensorrt.so")
+    environment = {
+        "LLAMA_RUNTIME_ONNXRUNTIME": str(onnxruntime_library),
+        "LLAMA_RUNTIME_TENSORRT": played,
+        "LLAMA_RUNTIME_CUDART": played,
+        "LSAN_OPTIONS": f"suppressions={REPO / 'runtime/cpp/tests/lsan.supp'}",
+        "TSAN_OPTIONS": "report_mutex_bugs=0:ignore_noninstrumented_modules=1",
+    }
+    words = [folder / "llama-run", bundle, PROMPT, "--device", "tensorrt", "--engine", "fp32", "-n", "50"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | environment)
+    wanted = reference.generate(PROMPT, SamplingOptions(max_new_tokens=50)).text
+    assert (done.returncode, done.stdout, done.stderr) == (0, wanted + "\n", "")
+
+
 def test_a_build_without_tensorrt_says_so(open_model, bundle):
     with pytest.raises(AbiError, match="this build of the library has no TensorRT") as caught:
         open_model(bundle, device="tensorrt", engine="fp32")

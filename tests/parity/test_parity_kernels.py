@@ -29,6 +29,7 @@ from llama_runtime.selftest import selftest
 from llama_runtime.session import Session, open_session
 
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="the kernels were not built: make kernels")
+LEVELS = ("avx512", "avxvnni", "avx2", "neon", "scalar")
 
 
 def choose(patch: pytest.MonkeyPatch) -> None:
@@ -70,7 +71,7 @@ def logits(session: Session, *, decode: int = 20) -> np.ndarray:
 
 def test_a_bundle_computes_the_same_with_and_without(made):
     fast, plain = session_of(made), session_of(made, own_kernels=False)
-    assert fast.kernels is not None and fast.kernels.level in ("avx512", "avx2", "neon", "scalar")
+    assert fast.kernels is not None and fast.kernels.level in LEVELS
     assert plain.kernels is None
     got, wanted = logits(fast), logits(plain)
     assert not np.array_equal(got, wanted)  # other operators did compute
@@ -82,7 +83,7 @@ def test_a_bundle_computes_the_same_with_and_without(made):
 
 def test_every_level_gives_the_same_bits(made, monkeypatch):
     found = {}
-    for level in ("avx512", "avx2", "neon", "scalar"):
+    for level in LEVELS:
         monkeypatch.setenv(VARIABLE, level)
         session = session_of(made)
         if session.kernels is not None:

@@ -7,6 +7,7 @@ namespace llama_kernels {
 extern const Level kScalar;
 #if defined(LLAMA_KERNELS_X86)
 extern const Level kAvx512;
+extern const Level kAvxVnni;
 extern const Level kAvx2;
 #elif defined(LLAMA_KERNELS_ARM)
 extern const Level kNeon;
@@ -16,6 +17,7 @@ const Level* const* levels(size_t* count) {
     static const Level* const kLevels[] = {
 #if defined(LLAMA_KERNELS_X86)
         &kAvx512,
+        &kAvxVnni,
         &kAvx2,
 #elif defined(LLAMA_KERNELS_ARM)
         &kNeon,

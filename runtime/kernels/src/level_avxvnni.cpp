@@ -1,0 +1,124 @@
+// AVX2 with the dot products of AVX-VNNI: a panel's 16 outputs are two registers of 8 lanes.
+#include <cpuid.h>
+#include <immintrin.h>
+
+#include "attend_tile.h"
+#include "quantize.h"
+
+namespace llama_kernels {
+namespace {
+
+constexpr int kTileRows = 4;
+
+inline __m256i broadcast(const int8_t* four) {
+    int32_t value;
+    __builtin_memcpy(&value, four, sizeof value);
+    return _mm256_set1_epi32(value);
+}
+
+// R rows times a panel. A single row has two sums for each half, so that enough are in flight, and fetches the
+// next panel line by line while it reads this one.
+template <int bits, bool zeros, int R>
+void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
+    constexpr int kChains = R == 1 ? 2 : 1;
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256 totals[R][2];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) totals[r][0] = totals[r][1] = _mm256_setzero_ps();
+    const uint8_t* record = panel.records;
+    const int8_t* codes = tile.codes;
+    for (int64_t b = 0; b < panel.blocks; ++b) {
+        __m256i sums[R][2], second_chain[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+        const int32_t* offsets = tile.offsets + b * R;
+        if (kChains == 2) _mm_prefetch(reinterpret_cast<const char*>(record + panel.panel_bytes), _MM_HINT_T0);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+            __m256i zero = _mm256_setzero_si256();
+            if (zeros) {
+                const void* eight = panel.zero_points + b * 16 + half * 8;
+                zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(eight)));
+            }
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const __m256i offset = _mm256_set1_epi32(offsets[r]);
+                // Both fit 16 bits, and the upper halves of `zero` are 0: a product of 32 bits, faster than one.
+                sums[r][half] = zeros ? _mm256_madd_epi16(zero, offset) : offset;
+            }
+        }
+        const uint8_t* line = record + 64;
+        int left = panel.block * bits / 32;  // lines of 64 bytes, a multiple of 4
+        do {
+#pragma GCC unroll 2
+            for (int j = 0; j < 2; ++j, line += 64) {
+                if (kChains == 2) _mm_prefetch(reinterpret_cast<const char*>(line + panel.panel_bytes), _MM_HINT_T0);
+#pragma GCC unroll 2
+                for (int half = 0; half < 2; ++half) {
+                    const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(line + half * 32));
+                    const __m256i first = bits == 4 ? _mm256_and_si256(bytes, low) : bytes;
+                    const __m256i second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
+#pragma GCC unroll 4
+                    for (int r = 0; r < R; ++r) {
+                        __m256i& sum = bits == 8 && kChains == 2 && j % 2 ? second_chain[half] : sums[r][half];
+                        sum = _mm256_dpbusd_avx_epi32(sum, first, broadcast(codes + r * 4));
+                        if (bits == 8) continue;
+                        __m256i& other = kChains == 2 ? second_chain[half] : sums[r][half];
+                        other = _mm256_dpbusd_avx_epi32(other, second, broadcast(codes + (R + r) * 4));
+                    }
+                }
+                codes += R * 32 / bits;
+            }
+        } while ((left -= 2) > 0);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+            const __m256 scale = _mm256_load_ps(reinterpret_cast<const float*>(record) + half * 8);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const __m256i sum = kChains == 2 ? _mm256_add_epi32(sums[r][half], second_chain[half]) : sums[r][half];
+                const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(tile.scales[b * R + r]));
+                totals[r][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), both, totals[r][half]);
+            }
+        }
+        record = line;
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+        _mm256_storeu_ps(out + r * 16, totals[r][0]);
+        _mm256_storeu_ps(out + r * 16 + 8, totals[r][1]);
+    }
+}
+
+template <int bits, bool zeros>
+void multiply_tile(const Panels& panel, const Tile& tile, float* out) {
+    switch (tile.rows) {
+        case 1: return multiply_rows<bits, zeros, 1>(panel, tile, out);
+        case 2: return multiply_rows<bits, zeros, 2>(panel, tile, out);
+        case 3: return multiply_rows<bits, zeros, 3>(panel, tile, out);
+        default: return multiply_rows<bits, zeros, 4>(panel, tile, out);
+    }
+}
+
+void multiply(const Panels& panels, const Tile& tile, float* out) {
+    for (int p = 0; p < panels.count; ++p, out += tile.rows * 16) {
+        const Panels panel = panels.only(p);
+        if (panel.bits == 4) {
+            panel.zero_points ? multiply_tile<4, true>(panel, tile, out) : multiply_tile<4, false>(panel, tile, out);
+        } else {
+            panel.zero_points ? multiply_tile<8, true>(panel, tile, out) : multiply_tile<8, false>(panel, tile, out);
+        }
+    }
+}
+
+// Older compilers' libraries do not know the name: CPUID leaf 7, sub-leaf 1, bit 4 of EAX.
+bool has_avx_vnni() {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4);
+}
+
+bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_avx_vnni(); }
+
+}  // namespace
+
+extern const Level kAvxVnni = {"avxvnni",    runs_here, true,        kTileRows,
+                               quantize_row, multiply,  attend_tile, join_states};
+
+}  // namespace llama_kernels

@@ -13,6 +13,7 @@ from llama_export.graph.passes import (
     store_weights_as,
     store_weights_dequantized,
     store_weights_in_blocks,
+    widen_in_products,
 )
 from llama_export.quantize import Blocks, Signed
 from llama_export.quantize.signed import SUFFIXES, Kind
@@ -43,6 +44,7 @@ def attach_weights(model: ir.Model, plan: WeightPlan) -> None:
     weights = {name: weight for name, weight in plan.weights.items() if name in graph.initializers}
     plain = {name: weight for name, weight in weights.items() if weight.blocks is None}
     store_weights_as(graph, {name: _IR_DTYPES[weight.dtype] for name, weight in plain.items()})
+    widen_in_products(model)
     for name, weight in plain.items():
         _attach(graph, name, weight.dtype, weight.source.shape, weight, weight.offset, weight.nbytes)
     layouts = {

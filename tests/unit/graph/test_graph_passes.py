@@ -9,7 +9,12 @@ import pytest
 import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 
-from llama_export.graph.passes import fuse_residual_norm, simplify_reshapes, store_weights_as
+from llama_export.graph.passes import (
+    fuse_residual_norm,
+    simplify_reshapes,
+    store_weights_as,
+    widen_in_products,
+)
 
 B, T, W = "batch_size", "sequence_length", 12
 N = "batch_size*sequence_length"
@@ -52,12 +57,12 @@ class Sketch:
     def reshapes(self):
         return [node for node in self.graph if node.op_type == "Reshape"]
 
-    def run(self, **feeds):
+    def run(self, model=None, **feeds):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # What is compared is our rewriting, not ONNX Runtime's.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        proto = ir.to_proto(ir.Model(self.graph, ir_version=11)).SerializeToString()
+        proto = ir.to_proto(model or ir.Model(self.graph, ir_version=11)).SerializeToString()
         session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
         return session.run(None, feeds)
 
@@ -243,3 +248,43 @@ def test_one_cast_serves_all_readers_of_a_weight():
     s.output(s.node("Gemm", [once, w], "twice", (T, W), transB=1))
     store_weights_as(s.graph, {"w": ir.DataType.FLOAT16})
     assert s.ops() == ["Cast", "Gemm", "Gemm"]
+
+
+# widen_in_products
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_products_with_narrow_weights_become_calls_of_a_function(dtype):
+    s = Sketch()
+    x = s.input("x", ("rows", W))
+    weights = {name: s.weight(name, *shape) for name, shape in
+               {"scale": (W,), "a": (8, W), "b": (W, 8), "turned": (W, 5), "both": (W, W)}.items()}  # fmt: skip
+    bias = s.weight("bias", 8)
+    normed = s.node("Mul", [x, weights["scale"]], "normed")
+    wide = s.node("Gemm", [normed, weights["a"], bias], "wide", transB=1)
+    s.node("Gemm", [wide, weights["b"]], "back", transB=1)
+    back = s.node("Gemm", [s.graph[-1].outputs[0], weights["both"]], "again", transB=1)
+    odd = s.node("Gemm", [back, weights["turned"]], "odd")
+    s.output(odd, s.node("Add", [back, weights["both"]], "sum"))
+    store_weights_as(s.graph, dict.fromkeys(weights, dtype))
+    for weight in weights.values():
+        narrow = weight.const_value.numpy().astype(dtype.numpy())
+        weight.const_value = ir.Tensor(narrow, dtype=dtype, shape=weight.shape, name=weight.name)
+    model = ir.Model(s.graph, ir_version=11)
+    feeds = {"x": np.random.default_rng(1).normal(size=(W, W)).astype(np.float32)}
+    before = s.run(**feeds)
+
+    widen_in_products(model)
+    assert sorted(s.ops()) == ["Add", "Cast", "Cast", "Cast", "Gemm", "Mul", *3 * ["WidenGemm"]]
+    calls = [node for node in s.graph if node.op_type == "WidenGemm"]
+    assert [call.inputs[1].name for call in calls] == ["a", "b", "both"] and calls[0].inputs[2] is bias
+    assert [function.name for function in model.functions.values()] == ["WidenGemm"]
+    assert_same(before, s.run(model, **feeds))
+
+
+def test_a_graph_of_wide_weights_calls_no_function():
+    s = Sketch()
+    s.output(s.node("Gemm", [s.input("x", (T, W)), s.weight("w", W, W)], "y", transB=1))
+    model = ir.Model(s.graph, ir_version=11)
+    widen_in_products(model)
+    assert s.ops() == ["Gemm"] and not model.functions

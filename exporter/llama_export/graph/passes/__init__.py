@@ -12,6 +12,7 @@ from llama_export.graph.passes.projections import PROJECTIONS, join_projections
 from llama_export.graph.passes.reshape import simplify_reshapes
 from llama_export.graph.passes.residual_norm import fuse_residual_norm
 from llama_export.graph.passes.storage import store_weights_as
+from llama_export.graph.passes.widening import widen_in_products
 
 __all__ = [
     "PROJECTIONS",
@@ -24,4 +25,5 @@ __all__ = [
     "store_weights_as",
     "store_weights_dequantized",
     "store_weights_in_blocks",
+    "widen_in_products",
 ]

@@ -24,7 +24,7 @@ def bundle(demo_of):
 @pytest.fixture(autouse=True)
 def _named(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    if find_kernels("int4") is None:
+    if find_kernels() is None:
         monkeypatch.setenv(VARIABLE, "scalar")
     monkeypatch.setenv(PATH, str(LIBRARY))
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="the kernels were n
 @pytest.fixture(autouse=True)
 def _choice(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    if find_kernels("int4") is None:
+    if find_kernels() is None:
         monkeypatch.setenv(VARIABLE, "scalar")
 
 

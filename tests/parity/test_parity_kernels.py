@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_checkpoints import CONFIGS, write_checkpoint
 
 from llama_export import pipeline
+from llama_export.graph.passes import widening
 from llama_export.parity import verify
 from llama_export.parity.evidence import RUNTIME
 from llama_export.parity.tolerances import TOLERANCES
@@ -35,7 +37,7 @@ LEVELS = ("avx512", "avxvnni", "avx2", "neon", "scalar")
 def choose(patch: pytest.MonkeyPatch) -> None:
     """What is used by default; on a processor for which that is nothing, the reference."""
     patch.delenv(VARIABLE, raising=False)
-    if find_kernels("int4") is None:
+    if find_kernels() is None:
         patch.setenv(VARIABLE, "scalar")
 
 
@@ -44,13 +46,14 @@ def _choice(monkeypatch):
     choose(monkeypatch)
 
 
-@pytest.fixture(scope="module", params=["int4", "int8", "int4 asymmetric"])
+@pytest.fixture(scope="module", params=["int4", "int8", "int4 asymmetric", "bfloat16", "float16"])
 def made(request, tmp_path_factory):
     """A verified bundle, and its checkpoint."""
     root = tmp_path_factory.mktemp("kernels")
     source = write_checkpoint(root / "source", CONFIGS["gqa"])
     precision, _, asymmetric = request.param.partition(" ")
-    recipe = Recipe(precision=precision, block_size=32, asymmetric=bool(asymmetric))
+    options = {} if "float" in precision else {"block_size": 32, "asymmetric": bool(asymmetric)}
+    recipe = Recipe(precision=precision, weights="copy", **options)
     with pytest.MonkeyPatch.context() as patch:
         choose(patch)
         return pipeline.export(source, root / "bundle", recipe=recipe), source
@@ -78,7 +81,9 @@ def test_a_bundle_computes_the_same_with_and_without(made):
     difference, scale = np.abs(got - wanted).max(axis=-1), np.abs(wanted).max()
     # A sum in another order now and then rounds an activation to the next code, which the cache then keeps.
     assert difference[0] <= 1e-5 * scale
-    assert difference.max() <= TOLERANCES[made[0].manifest.precision, RUNTIME]["logits"].limit * scale
+    precision = made[0].manifest.precision
+    limit = 1e-5 if "float" in precision else TOLERANCES[precision, RUNTIME]["logits"].limit
+    assert difference.max() <= limit * scale
 
 
 def test_every_level_gives_the_same_bits(made, monkeypatch):
@@ -140,13 +145,13 @@ def test_bench_says_which_are_used(made, monkeypatch):
     counts = {"prompt_tokens": 5, "new_tokens": 4, "prefill_tokens": 9, "repeats": 1}
     report = bench(made[0].output, threads=1, profile=True, **counts)
     assert report.kernels == session_of(made).kernels.level
-    assert report.profile["MatMulNBits"] > 0
+    product = "WidenGemm" if "float" in report.precision else "MatMulNBits"
+    assert report.profile[product] > 0
     monkeypatch.setenv(VARIABLE, "off")
     assert bench(made[0].output, threads=1, **counts).kernels is None
 
 
-def test_off_and_other_precisions_run_without(made, monkeypatch):
-    assert find_kernels("float32") is None
+def test_off_runs_without(made, monkeypatch):
     monkeypatch.setenv(VARIABLE, "off")
     assert session_of(made).kernels is None
 
@@ -176,7 +181,7 @@ def test_a_processor_for_which_they_are_not_faster_runs_without(made, monkeypatc
 
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(kernels.ctypes, "CDLL", lambda path: Library)
-    assert find_kernels("int4") is None and not caplog.records
+    assert find_kernels() is None and not caplog.records
 
 
 def test_a_missing_library_says_nothing_unless_it_is_asked_for(made, monkeypatch, caplog, tmp_path):
@@ -213,7 +218,7 @@ def test_another_version_is_one_line(made, monkeypatch, caplog):
 
 def test_a_library_that_onnx_runtime_refuses_is_one_line(made, monkeypatch, caplog):
     libc = Path(ctypes.util.find_library("c") or "libc.so.6")
-    monkeypatch.setattr("llama_runtime.loading.find_kernels", lambda precision: Kernels(libc, "scalar"))
+    monkeypatch.setattr("llama_runtime.loading.kernels_for", lambda manifest: Kernels(libc, "scalar"))
     session = session_of(made)
     assert session.kernels is None and np.isfinite(logits(session)).all()
     assert "ONNX Runtime refuses it" in one_line(caplog)
@@ -223,19 +228,15 @@ def test_a_graph_that_they_cannot_compute_is_one_line(made, caplog, tmp_path):
     bundle, _ = made
     path = bundle.output / bundle.manifest.model.path
     model = onnx.load(path, load_external_data=False)
-    node = next(node for node in model.graph.node if node.op_type == "MatMulNBits")
-    columns = next(a.i for a in node.attribute if a.name == "K")
-    # Columns in order, and so what ONNX Runtime computes without this input.
-    order = numpy_helper.from_array(np.arange(columns, dtype=np.int32) // 32, "order")
-    model.graph.initializer.append(order)
-    node.input[:] = [*node.input, *[""] * (4 - len(node.input)), "order"]
+    node = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
+    node.attribute.append(helper.make_attribute("softcap", 50.0))
     (tmp_path / "onnx").mkdir()
     (tmp_path / bundle.manifest.model.path).write_bytes(model.SerializeToString())
     for file in path.parent.glob("*_data"):
         (tmp_path / "onnx" / file.name).hardlink_to(file)
     session = open_session(tmp_path, bundle.manifest, threads=1)
     assert session.kernels is None
-    assert "MatMulNBits: g_idx is not supported" in one_line(caplog)
+    assert "softcap" in one_line(caplog)
 
 
 def product(
@@ -292,3 +293,38 @@ def test_threads_of_onnx_runtime_change_nothing():
 
 def test_no_rows_are_no_rows():
     assert product((0,), bits=4, block=32, N=48, K=64, library=LIBRARY).shape == (0, 48)
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.BFLOAT16, TensorProto.FLOAT16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_product_with_16_bit_weights_is_what_its_function_computes(dtype, bias):
+    """The function with the operator, and with its body."""
+    shape = ("rows", 37), (53, 37)
+    random = np.random.default_rng(1)
+    function = ir.to_proto(widening.function(21))
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(widening.DOMAIN, 1)]
+    weights = helper.make_tensor("b", dtype, shape[1], random.normal(size=53 * 37))
+    arrays = [weights, numpy_helper.from_array(random.normal(size=53).astype(np.float32), "c")]
+    node = helper.make_node(
+        widening.NAME, ["a", "b", "c"] if bias else ["a", "b"], ["y"], domain=widening.DOMAIN
+    )
+    graph = helper.make_graph(
+        [node], "product", [helper.make_tensor_value_info("a", TensorProto.FLOAT, shape[0])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("rows", 53))], arrays[: 1 + bias],
+    )  # fmt: skip
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    found = {}
+    for library in (None, LIBRARY):
+        options = onnxruntime.SessionOptions()
+        if library is not None:
+            options.register_custom_ops_library(str(library))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+        for rows in (0, 1, 3, 9):
+            a = np.random.default_rng(rows).normal(size=(rows, 37)).astype(np.float32)
+            found[library, rows] = session.run(["y"], {"a": a})[0]
+    for rows in (0, 1, 3, 9):
+        plain, own = found[None, rows], found[LIBRARY, rows]
+        assert own.shape == (rows, 53)
+        np.testing.assert_allclose(own, plain, atol=1e-5)
+    assert not np.array_equal(found[None, 9], found[LIBRARY, 9])  # another operator did compute

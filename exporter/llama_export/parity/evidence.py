@@ -42,7 +42,7 @@ from llama_export.parity.tolerances import TOLERANCES, Quantity, Tolerance, roun
 from llama_export.parity.weight_values import compare_weights
 from llama_export.progress import byte_progress
 from llama_runtime.extras import Outputs, hidden_state_names
-from llama_runtime.kernels import find_kernels
+from llama_runtime.kernels import kernels_for
 from llama_runtime.manifest import Manifest
 from llama_runtime.session import Session, open_session
 from llama_runtime.tokenizer import open_tokenizer
@@ -135,7 +135,7 @@ class Evidence:
     @cached_property
     def fast_session(self) -> Session | None:
         """The bundle with our own kernels; None where they are not for it, or not here."""
-        if find_kernels(self.manifest.precision) is None:
+        if kernels_for(self.manifest) is None:
             return None
         session = open_session(self.folder, self.manifest, threads=self.threads)
         return None if session.kernels is None else session

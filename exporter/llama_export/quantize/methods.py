@@ -90,7 +90,9 @@ def _tries(
     """Scales and codes of zero that may be good ones, [tries, N, blocks, 1] each."""
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     if blocks.symmetric:
-        scales = torch.where(-low > high, low, high) / _each([-(blocks.middle + stretch) for stretch in stretches])
+        scales = torch.where(-low > high, low, high) / _each(
+            [-(blocks.middle + stretch) for stretch in stretches]
+        )
         return scales, torch.full_like(scales, blocks.middle)
     low, high = low.clamp_(max=0), high.clamp_(min=0)  # zero must have a code
     scales = (high - low) * _each([shrink / (2 * blocks.middle - 1) for shrink in shrinks])

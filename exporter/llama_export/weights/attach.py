@@ -44,7 +44,8 @@ def attach_weights(model: ir.Model, plan: WeightPlan) -> None:
     weights = {name: weight for name, weight in plan.weights.items() if name in graph.initializers}
     plain = {name: weight for name, weight in weights.items() if weight.blocks is None}
     store_weights_as(graph, {name: _IR_DTYPES[weight.dtype] for name, weight in plain.items()})
-    widen_in_products(model)
+    if "com.microsoft" in graph.opset_imports:  # where our operators may compute (runtime/FORMAT.md)
+        widen_in_products(model)
     for name, weight in plain.items():
         _attach(graph, name, weight.dtype, weight.source.shape, weight, weight.offset, weight.nbytes)
     layouts = {

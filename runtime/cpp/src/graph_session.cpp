@@ -100,7 +100,7 @@ GraphSession::GraphSession(const std::string& folder, const Manifest& manifest, 
         check(api_, api_.CreateSession(env, path.c_str(), options, &session), path + ": ONNX Runtime cannot load it");
         session_ = owned(session, api_.ReleaseSession);
     };
-    if (const auto kernels = find_kernels(manifest.precision)) {
+    if (const auto kernels = find_kernels(manifest)) {
         const auto options = session_options(api_, folder, manifest, given.threads);
         try {
             check(api_, api_.RegisterCustomOpsLibrary_V2(options.get(), kernels->c_str()), *kernels);

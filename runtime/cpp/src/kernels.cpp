@@ -26,10 +26,11 @@ std::string find_library() {
 
 }  // namespace
 
-std::optional<std::string> find_kernels(const std::string& precision) {
+std::optional<std::string> find_kernels(const Manifest& manifest) {
     const char* set = std::getenv(k_level);
     const std::string wanted = set ? set : "";
-    if (wanted == "off" || (precision != "int4" && precision != "int8")) return std::nullopt;
+    const bool blocks = manifest.precision == "int4" || manifest.precision == "int8";
+    if (wanted == "off" || !(blocks || manifest.attention == "flash")) return std::nullopt;
     const std::string path = find_library();
     if (path.empty()) {
         if (!wanted.empty()) say_no_kernels(std::string(k_level) + " is " + wanted + ", but no library of kernels is found");

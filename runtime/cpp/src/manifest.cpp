@@ -73,6 +73,7 @@ public:
         m.max_positions = root_["limits"]["max_position_embeddings"].integer(1, k_max_count - 1);
         const auto token = [&](const Field& id) { return static_cast<int32_t>(id.integer(0, m.vocab_size - 1)); };
         m.task = root_["task"].string(), m.precision = root_["precision"].string();
+        m.attention = root_["attention"].string();
         m.model_path = root_["model"]["path"].path();
         const Field data = root_["model"]["external_data_folder"];
         m.external_data_folder = data.string() == "." ? "." : data.path();

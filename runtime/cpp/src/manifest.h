@@ -65,7 +65,7 @@ struct KnownAnswer {
 };
 
 struct Manifest {
-    std::string task, precision;
+    std::string task, precision, attention;
     std::string model_path, external_data_folder;
     std::vector<TensorSpec> inputs, optional_inputs, outputs;
     std::optional<std::string> embed_tokens;

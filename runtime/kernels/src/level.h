@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "attend.h"
+#include "widen.h"
 
 namespace llama_kernels {
 
@@ -65,6 +66,11 @@ struct Level {
 
     // Adds the state at a later chunk.
     void (*join_states)(const AttentionState& to, const AttentionState& later, int rows, int64_t dim);
+
+    int widen_rows;  // the most rows of a tile of `widen`
+
+    // The tile times 16-bit weights.
+    void (*widen)(const WidenTile& tile);
 };
 
 // The levels of this build, best first; the last is the reference, which runs anywhere.

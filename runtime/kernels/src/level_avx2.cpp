@@ -3,6 +3,7 @@
 
 #include "attend_tile.h"
 #include "quantize.h"
+#include "widen_tile.h"
 
 namespace llama_kernels {
 namespace {
@@ -113,6 +114,7 @@ bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 }  // namespace
 
-extern const Level kAvx2 = {"avx2", runs_here, false, kTileRows, quantize_row, multiply, attend_tile, join_states};
+extern const Level kAvx2 = {"avx2", runs_here, false, kTileRows, quantize_row, multiply, attend_tile, join_states,
+                             kWidenRows, widen_product};
 
 }  // namespace llama_kernels

@@ -3,6 +3,7 @@
 
 #include "attend_tile.h"
 #include "quantize.h"
+#include "widen_tile.h"
 
 namespace llama_kernels {
 namespace {
@@ -145,6 +146,7 @@ bool runs_here() {
 
 }  // namespace
 
-extern const Level kAvx512 = {"avx512", runs_here, true, kMaxTileRows, quantize_row, multiply, attend_tile, join_states};
+extern const Level kAvx512 = {"avx512", runs_here, true, kMaxTileRows, quantize_row, multiply, attend_tile, join_states,
+                             kWidenRows, widen_product};
 
 }  // namespace llama_kernels

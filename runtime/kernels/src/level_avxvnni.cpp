@@ -4,6 +4,7 @@
 
 #include "attend_tile.h"
 #include "quantize.h"
+#include "widen_tile.h"
 
 namespace llama_kernels {
 namespace {
@@ -119,6 +120,7 @@ bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace
 
 extern const Level kAvxVnni = {"avxvnni",    runs_here, true,        kTileRows,
-                               quantize_row, multiply,  attend_tile, join_states};
+                               quantize_row, multiply,  attend_tile, join_states,
+                               kWidenRows,   widen_product};
 
 }  // namespace llama_kernels

@@ -3,6 +3,7 @@
 
 #include "attend_tile.h"
 #include "quantize.h"
+#include "widen_tile.h"
 
 #if defined(__linux__)
 #include <sys/auxv.h>
@@ -98,6 +99,7 @@ bool runs_here() {
 
 }  // namespace
 
-extern const Level kNeon = {"neon", runs_here, false, kTileRows, quantize_row, multiply, attend_tile, join_states};
+extern const Level kNeon = {"neon", runs_here, false, kTileRows, quantize_row, multiply, attend_tile, join_states,
+                             kWidenRows, widen_product};
 
 }  // namespace llama_kernels

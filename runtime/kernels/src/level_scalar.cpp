@@ -4,6 +4,7 @@
 #include "attend_tile.h"
 #include "matrix.h"
 #include "quantize.h"
+#include "widen_tile.h"
 
 namespace llama_kernels {
 namespace {
@@ -50,6 +51,7 @@ bool anywhere() { return true; }
 
 }  // namespace
 
-extern const Level kScalar = {"scalar", anywhere, false, 4, quantize_row, multiply, attend_tile, join_states};
+extern const Level kScalar = {"scalar", anywhere, false, 4, quantize_row, multiply, attend_tile, join_states,
+                             kWidenRows, widen_product};
 
 }  // namespace llama_kernels

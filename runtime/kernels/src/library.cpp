@@ -1,4 +1,4 @@
-// The library as ONNX Runtime sees it: operators of com.microsoft, computed by our kernels.
+// The library as ONNX Runtime sees it: operators of com.microsoft and functions of ours, computed by our kernels.
 //
 // ONNX Runtime asks the operators of a session's own libraries first, so a graph need not know of this one:
 // with it the graph is faster, without it the graph is the same.
@@ -12,6 +12,7 @@ namespace llama_kernels {
 namespace {
 
 constexpr const char* kDomain = "com.microsoft";
+constexpr const char* kOwnDomain = "llama_export";
 constexpr const char* kLevelVariable = "LLAMA_EXPORT_KERNELS";
 constexpr int kVersion = 1;
 
@@ -54,7 +55,13 @@ LLAMA_KERNELS_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, co
             made->Add(llama_kernels::attention_operator_int8());
             return made;
         }();
+        static auto& own = *[] {
+            auto* made = new Ort::CustomOpDomain{llama_kernels::kOwnDomain};
+            made->Add(llama_kernels::widen_operator());
+            return made;
+        }();
         Ort::ThrowOnError(api->AddCustomOpDomain(options, domain));
+        Ort::ThrowOnError(api->AddCustomOpDomain(options, own));
         return nullptr;
     } catch (const std::exception& error) {
         return api->CreateStatus(ORT_FAIL, error.what());

@@ -20,6 +20,7 @@ const Level& level();
 const OrtCustomOp* matmul_operator();
 const OrtCustomOp* attention_operator();       // float cache
 const OrtCustomOp* attention_operator_int8();  // int8 cache
+const OrtCustomOp* widen_operator();           // of our own domain
 
 inline int hardware_threads() {
     static const int count = std::max(1u, std::thread::hardware_concurrency());
@@ -39,7 +40,7 @@ inline Parallel parallel(Ort::KernelContext& context) {
     return {run, &context, hardware_threads()};
 }
 
-// An operator of com.microsoft whose kernel is made by Kernel(info) and run by kernel.compute(context).
+// An operator whose kernel is made by Kernel(info) and run by kernel.compute(context).
 template <class Operator, class Kernel>
 struct OperatorBase : Ort::CustomOpBase<Operator, OperatorBase<Operator, Kernel>, true> {
     OperatorBase() {

@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
     if (!only_threads) {
         test_matmul(random, rounds);
         test_attention(random, rounds);
+        test_widen(random, rounds);
     }
     std::printf("levels:");
     for (const Level* level : levels_here()) std::printf(" %s", level->name);

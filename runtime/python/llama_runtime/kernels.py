@@ -1,7 +1,8 @@
 """Our own operators for ONNX Runtime (runtime/kernels), where they were built and this processor runs them.
 
-A session that has the library computes MatMulNBits with it: the graph is the same with and without. Whatever
-is wrong with the library costs one line, and ONNX Runtime's own operators run.
+A session that has the library computes its products with narrow weights and its attention with it: the graph
+is the same with and without. Whatever is wrong with the library costs one line, and ONNX Runtime's own
+operators run.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_runtime.manifest import Manifest
+
 VARIABLE = "LLAMA_EXPORT_KERNELS"  # "off", or the level of instructions to use
 OFF = "off"
 VERSION = 1
+BLOCKS = ("int4", "int8")  # precisions whose products are operators of com.microsoft
 LIBRARY = Path(__file__).with_name(f"libllama_kernels.{'dylib' if sys.platform == 'darwin' else 'so'}")
-PRECISIONS = ("int4", "int8")
 
 _logger = logging.getLogger("llama_runtime")  # without a handler, a line on stderr
 
@@ -35,10 +38,19 @@ class Kernels:
     level: str
 
 
-def find_kernels(precision: str) -> Kernels | None:
-    """The library for bundles of a precision; None where there is none, or it is not wanted or not right."""
+def kernels_for(manifest: Manifest) -> Kernels | None:
+    """The library, for a bundle whose graph has operators of com.microsoft; the others' have none of ours.
+
+    To ONNX Runtime the library is all that there is of com.microsoft, unless the graph itself imports that:
+    its optimizer then fails over operators of that domain that it puts in.
+    """
+    return find_kernels() if manifest.attention == "flash" or manifest.precision in BLOCKS else None
+
+
+def find_kernels() -> Kernels | None:
+    """The library; None where there is none, or it is not wanted or not right."""
     wanted = os.environ.get(VARIABLE, "")
-    if wanted == OFF or precision not in PRECISIONS:
+    if wanted == OFF:
         return None
     if not LIBRARY.exists():
         if wanted:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from llama_runtime.cache import cache_names
 from llama_runtime.errors import MissingExtraError, OptionError, SessionError
-from llama_runtime.kernels import Kernels, find_kernels, say
+from llama_runtime.kernels import Kernels, kernels_for, say
 from llama_runtime.manifest import EMBEDS, Manifest
 
 FED_INPUTS = ("input_ids", EMBEDS, "attention_mask", "position_ids")
@@ -48,7 +48,7 @@ def load_bundle(
         return made
 
     on_cpu = provider == PROVIDERS["cpu"]
-    inference, kernels = None, find_kernels(manifest.precision) if own_kernels and on_cpu else None
+    inference, kernels = None, kernels_for(manifest) if own_kernels and on_cpu else None
     if kernels is not None:
         inference = _load_with(kernels, onnxruntime, path, options(), disabled)
     if inference is None:

@@ -257,8 +257,8 @@ def test_one_cast_serves_all_readers_of_a_weight():
 def test_products_with_narrow_weights_become_calls_of_a_function(dtype):
     s = Sketch()
     x = s.input("x", ("rows", W))
-    weights = {name: s.weight(name, *shape) for name, shape in
-               {"scale": (W,), "a": (8, W), "b": (W, 8), "turned": (W, 5), "both": (W, W)}.items()}  # fmt: skip
+    shapes = {"scale": (W,), "a": (8, W), "b": (W, 8), "turned": (W, 5), "both": (W, W)}
+    weights = {name: s.weight(name, *shape) for name, shape in shapes.items()}
     bias = s.weight("bias", 8)
     normed = s.node("Mul", [x, weights["scale"]], "normed")
     wide = s.node("Gemm", [normed, weights["a"], bias], "wide", transB=1)

@@ -31,8 +31,8 @@ def widen_in_products(model: ir.Model) -> None:
         if not widened.uses():
             graph.remove(cast, safe=True)
     if called:
-        function = _function(graph.opset_imports[""])
-        model.functions[function.identifier()] = function
+        body = function(graph.opset_imports[""])
+        model.functions[body.identifier()] = body
         graph.opset_imports[DOMAIN] = 1
 
 
@@ -57,7 +57,7 @@ def _call(graph: ir.Graph, product: ir.Node, weight: ir.Value | None) -> None:
     graph.remove(product, safe=True)
 
 
-def _function(opset: int) -> ir.Function:
+def function(opset: int) -> ir.Function:
     """WidenGemm(a [M, K] float32, b [N, K] narrower, c [N] float32, optional): a b^T + c.
 
     ONNX Runtime runs what a node reads by falling position in the graph. The Reshape, which moves nothing,
@@ -65,7 +65,7 @@ def _function(opset: int) -> ir.Function:
     """
     a, b, c = (ir.Value(name=name) for name in "abc")
     cast = ir.Node("", "Cast", [b], [ir.AttrInt64("to", ir.DataType.FLOAT)], num_outputs=1)
-    same = ir.Node("", "Constant", [], [ir.AttrInt64s("value_ints", [0, -1])], num_outputs=1)
+    same = ir.Node("", "Constant", [], [ir.AttrInt64s("value_ints", [0, 0])], num_outputs=1)
     rows = ir.Node("", "Reshape", [a, same.outputs[0]], num_outputs=1)
     product = ir.Node(
         "", "Gemm", [rows.outputs[0], cast.outputs[0], c], [ir.AttrInt64("transB", 1)], num_outputs=1

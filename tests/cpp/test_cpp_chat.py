@@ -173,6 +173,22 @@ def test_a_rendered_prompt_is_the_way_out(bundle_of, open_model):
     assert (got.prompt_tokens, got.text) == (wanted.prompt_tokens, wanted.text)
 
 
+def test_a_tools_answer_is_refused_and_its_rendered_prompt_is_not(bundle_of, open_model):
+    bundle = bundle_of("llama3").output
+    python, cpp = llama_runtime.load(bundle, threads=1), open_model(bundle)
+    said = {"role": "assistant", "content": "counting"}
+    turns = [*HELLO, said, {"role": "tool", "content": "seven"}]
+    for refused in (turns, [*turns, *HELLO]):
+        with pytest.raises(AbiError, match="of role tool") as caught:
+            cpp.chat(refused)
+        assert "render the prompt, and generate from it with parse_special" in caught.value.hint
+    rendered = python.chat_template().text(turns)
+    assert "seven" in rendered
+    wanted = python.chat(turns, SamplingOptions(max_new_tokens=12))
+    got = cpp.generate(rendered, parse_special=1, max_new_tokens=12)
+    assert (got.prompt_tokens, got.text) == (wanted.prompt_tokens, wanted.text)
+
+
 @pytest.mark.parametrize(
     ("roles", "told"),
     [

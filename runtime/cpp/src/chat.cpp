@@ -7,19 +7,10 @@
 namespace llama {
 namespace {
 
-// As Python's str.strip; the characters that are white space there and not in \s are U+001C to U+001F.
+const char* const k_way_out = "render the prompt, and generate from it with parse_special";
+
 std::string strip(const std::string& text) {
-    const auto blank = [](uint32_t point) { return is_space(point) || (point >= 0x1C && point <= 0x1F); };
-    size_t begin = 0, end = 0;
-    bool seen = false;
-    for (size_t at = 0; at < text.size();) {
-        const Character c = character_at(text, at);
-        if (!blank(c.point)) {
-            if (!seen) begin = at;
-            seen = true, end = at + c.bytes;
-        }
-        at += c.bytes;
-    }
+    const auto [begin, end] = trimmed(text, 0, text.size());
     return text.substr(begin, end - begin);
 }
 
@@ -63,12 +54,12 @@ std::vector<std::string> found_in_text(const ChatRoles& roles, const Vocabulary&
 
 Prompt chat_prompt(const Model& model, const std::vector<Message>& messages) {
     if (!model.manifest.chat) {
-        throw Error(LR_ERROR_CHAT, model.manifest.why_no_chat, "render the prompt, and generate from it with parse_special");
+        throw Error(LR_ERROR_CHAT, model.manifest.why_no_chat, k_way_out);
     }
     const ChatRoles& roles = *model.manifest.chat;
     const Tokenizer& tokenizer = model.need_tokenizer();
     if (messages.empty()) throw Error(LR_ERROR_CHAT, "there are no messages, needs at least one");
-    if (messages.back().first != "user") throw Error(LR_ERROR_CHAT, "the last message is of role " + messages.back().first + ", needs user");
+    if (messages.back().first != "user") throw Error(LR_ERROR_CHAT, "the last message is of role " + messages.back().first + ", needs user", k_way_out);
     std::vector<Part> parts;
     std::string text, front;
     const std::vector<std::string> names = found_in_text(roles, tokenizer.vocabulary());
@@ -89,7 +80,7 @@ Prompt chat_prompt(const Model& model, const std::vector<Message>& messages) {
         if (next == roles.between.end() || !next->second.count(role)) {
             const std::string where = front.empty() ? "as the first" : "behind one of role " + front;
             throw Error(LR_ERROR_CHAT, "a message of role " + role + " stands " + where + ", the template has no place for it there",
-                        "perhaps a system message, then user and assistant in turn");
+                        std::string("perhaps a system message, then user and assistant in turn; else ") + k_way_out);
         }
         if (role == "system" && strip(content).empty()) {
             throw Error(LR_ERROR_CHAT, "the system message is empty, and templates differ there", "leave it out");

@@ -57,19 +57,6 @@ Encoded encode_with_spans(const Model& model, std::string_view text) {
     return found;
 }
 
-// White space as Python's str.isspace.
-bool blank(uint32_t point) { return is_space(point) || (point >= 0x1C && point <= 0x1F); }
-
-std::pair<size_t, size_t> trim(std::string_view text, size_t start, size_t end) {
-    size_t first = end, behind = start;
-    for (size_t at = start; at < end;) {
-        const Character c = character_at(text, at);
-        if (!blank(c.point)) first = std::min(first, at), behind = at + c.bytes;
-        at += c.bytes;
-    }
-    return {first, std::max(first == end ? start : behind, start)};
-}
-
 void softmax(std::vector<double>& x) {
     const double largest = *std::max_element(x.begin(), x.end());
     double sum = 0;
@@ -151,7 +138,7 @@ std::vector<Span> tag(const Model& model, std::string_view text) {
     const std::vector<float>& logits = need(outputs, "logits", count * encoded.tokens.size()).values;
     std::vector<Span> words;
     size_t last_end = 0;
-    const auto blank_at = [&](size_t at) { return blank(character_at(text, at).point); };
+    const auto blank_at = [&](size_t at) { return is_blank(character_at(text, at).point); };
     const auto blank_before = [&](size_t at) {
         do --at;
         while (at > 0 && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80);
@@ -159,7 +146,7 @@ std::vector<Span> tag(const Model& model, std::string_view text) {
     };
     for (size_t i = encoded.first; i < encoded.end; ++i) {
         const auto [start, end] = encoded.spans[i];
-        if (trim(text, start, end).first >= end) continue;  // nothing but white space
+        if (trimmed(text, start, end).first >= end) continue;  // nothing but white space
         // A token with a space in front, or behind one, opens a word; its label is the word's.
         if (words.empty() || blank_at(start) || blank_before(last_end) || start > last_end) {
             std::vector<double> scores = wide(logits, i * count, count);
@@ -169,7 +156,7 @@ std::vector<Span> tag(const Model& model, std::string_view text) {
         }
         words.back().end = last_end = end;
     }
-    for (Span& word : words) std::tie(word.start, word.end) = trim(text, word.start, word.end);
+    for (Span& word : words) std::tie(word.start, word.end) = trimmed(text, word.start, word.end);
     return words;
 }
 
@@ -177,7 +164,7 @@ Span answer(const Model& model, std::string_view question, std::string_view cont
     model.need_task("question-answering");
     for (const auto& [text, what] : {std::pair(question, "question"), std::pair(context, "context")}) {
         if (invalid_utf8(text) != text.npos) continue;  // is refused when it is encoded
-        if (trim(text, 0, text.size()).first >= text.size()) {
+        if (trimmed(text, 0, text.size()).first >= text.size()) {
             throw Error(LR_ERROR_PROMPT, std::string("the ") + what + " is empty, needs a text");
         }
     }
@@ -212,7 +199,7 @@ Span answer(const Model& model, std::string_view question, std::string_view cont
                 if (begins[i] * ends[j] <= best.score) continue;
                 const auto& spans = given.spans;
                 const size_t first = given.first + at;
-                const auto [start, end] = trim(context, spans[first + i].first, spans[first + j].second);
+                const auto [start, end] = trimmed(context, spans[first + i].first, spans[first + j].second);
                 best = {"", begins[i] * ends[j], start, std::max(start, end)};
             }
         }

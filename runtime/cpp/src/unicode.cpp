@@ -63,6 +63,17 @@ size_t invalid_utf8(std::string_view text) {
 bool is_letter(uint32_t point) { return in(k_letters, point); }
 bool is_number(uint32_t point) { return in(k_numbers, point); }
 bool is_space(uint32_t point) { return in(k_spaces, point); }
+bool is_blank(uint32_t point) { return is_space(point) || (point >= 0x1C && point <= 0x1F); }
+
+std::pair<size_t, size_t> trimmed(std::string_view text, size_t start, size_t end) {
+    size_t first = end, behind = end;
+    for (size_t at = start; at < end;) {
+        const Character c = character_at(text, at);
+        if (!is_blank(c.point)) first = std::min(first, at), behind = at + c.bytes;
+        at += c.bytes;
+    }
+    return {first, behind};
+}
 
 std::string Utf8Stream::push(std::string_view bytes) {
     held_ += bytes;

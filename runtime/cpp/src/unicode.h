@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace llama {
 
@@ -20,7 +21,11 @@ size_t invalid_utf8(std::string_view text);
 
 bool is_letter(uint32_t point);
 bool is_number(uint32_t point);
-bool is_space(uint32_t point);
+bool is_space(uint32_t point);  // \s; Python's str.isspace has U+001C to U+001F too, and so has is_blank
+bool is_blank(uint32_t point);
+
+// Where what is not blank begins and ends in a part of a text; of blanks alone, `end` twice.
+std::pair<size_t, size_t> trimmed(std::string_view text, size_t start, size_t end);
 
 // How bytes that are no UTF-8 are shown: one U+FFFD for each (pieces), or for each maximal subpart.
 enum class Invalid { each_byte, each_subpart };

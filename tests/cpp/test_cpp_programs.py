@@ -138,6 +138,17 @@ def test_a_library_that_cannot_be_loaded(call, demo_of, tmp_path):
     assert "ONNX Runtime 1.9.0 is too old, needs 1.18 or newer" in error
 
 
+def test_an_output_that_cannot_be_written(programs, onnxruntime_library, demo_of):
+    environment = {"LLAMA_RUNTIME_ONNXRUNTIME": str(onnxruntime_library)}
+    for words in (["llama-run", "Once", "-n", "2"], ["llama-run", "Once", "--json"], ["llama-selftest"]):
+        command = [programs / words[0], demo_of(), *words[1:]]
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment
+            )
+        assert (done.returncode, done.stderr) == (2, "error: the output cannot be written\n")
+
+
 def test_the_library_is_found_next_to_the_program(programs, onnxruntime_library, demo_of, tmp_path):
     shutil.copy(programs / "llama-run", tmp_path / "llama-run")
     (tmp_path / "libonnxruntime.so.1").symlink_to(onnxruntime_library)

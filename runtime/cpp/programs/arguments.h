@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <iostream>
 #include <map>
 #include <string>
 #include <vector>
@@ -77,7 +78,7 @@ public:
 private:
     static std::string shown(double value) {
         char text[32];
-        std::snprintf(text, sizeof text, "%g", value);
+        std::snprintf(text, sizeof text, "%.10g", value);
         return text;
     }
 
@@ -109,7 +110,9 @@ inline const char* const k_model_usage = "[--threads N] [--onnxruntime FILE] [--
 // Runs a program's body; an error is one sentence on stderr, with its hint, and exit code 2.
 inline int run_program(const std::string& usage, const std::function<int()>& body) {
     try {
-        return body();
+        const int code = body();
+        if (!std::cout.flush() || std::fflush(stdout) != 0) throw std::runtime_error("the output cannot be written");
+        return code;
     } catch (const UsageError& error) {
         std::fprintf(stderr, "error: %s\nhint: %s\n", error.message.c_str(), usage.c_str());
     } catch (const llama_runtime::Error& error) {

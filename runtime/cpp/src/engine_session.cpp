@@ -83,6 +83,7 @@ Outputs EngineSession::run_text(const Ids& tokens, const std::vector<std::string
     return found;
 }
 
+#ifdef LLAMA_RUNTIME_TENSORRT
 std::unique_ptr<Session> open_engine_session(const std::string& folder, Manifest& manifest, const SessionOptions& options) {
     EngineFile file = read_engine_file(folder, options.engine);
     if (file.task != manifest.task) {
@@ -93,9 +94,8 @@ std::unique_ptr<Session> open_engine_session(const std::string& folder, Manifest
     manifest.max_positions = std::min(manifest.max_positions, file.max_seq);
     return std::make_unique<EngineSession>(std::move(engine), std::move(file), manifest, options.chunk_tokens);
 }
-
-#ifndef LLAMA_RUNTIME_TENSORRT
-std::unique_ptr<Engine> open_tensorrt(const std::string&, const EngineFile&, const std::string&) {
+#else
+std::unique_ptr<Session> open_engine_session(const std::string&, Manifest&, const SessionOptions&) {
     throw Error(LR_ERROR_LIBRARY, "this build of the library has no TensorRT",
                 "build it where NvInfer.h and cuda_runtime_api.h are found: -DTENSORRT_HOME=FOLDER");
 }

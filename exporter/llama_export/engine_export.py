@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llama_export.bundle import Stage, check_target, place_file
 from llama_export.checkpoint import Checkpoint, open_merged
@@ -83,6 +83,13 @@ class EngineExported:
     seconds: float
 
 
+class _Learned(Protocol):
+    """A learned prompt, of a checkpoint or a bundle."""
+
+    @property
+    def positions(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class _Prepared:
     plan: EnginePlan
@@ -121,16 +128,22 @@ def export_engine(
         found.append(add_engine(stage, manifest, options, ready.target))
         return found[0].manifest
 
-    if is_bundle(folder):
+    if _is_extended(folder, output):
         _extend_bundle(folder, ready.plan.output, ready.plan.weight_bytes, finish)
     else:
         export(folder, ready.plan.output, recipe=ready.recipe, force=force, finish=finish)
     return EngineExported(ready.plan.output, found[0], ready.plan, time.monotonic() - start)
 
 
-def is_bundle(folder: Path) -> bool:
-    """Whether a folder is a bundle and not a checkpoint."""
-    return (folder / MANIFEST_NAME).is_file()
+def _is_extended(folder: Path, output: str | Path | None) -> bool:
+    """Whether a folder is a bundle that gets the engine, or has a copy that does; else it is a checkpoint.
+
+    A checkpoint with its bundle beside is one for an output elsewhere.
+    """
+    if not (folder / MANIFEST_NAME).is_file():
+        return False
+    elsewhere = output is not None and Path(output).resolve() != folder.resolve()
+    return not (elsewhere and read_manifest(folder).weights == "beside")
 
 
 def prepare_engine(
@@ -147,11 +160,16 @@ def prepare_engine(
     Raises:
         LlamaExportError: Bad input or output, with one sentence and a hint.
     """
-    if is_bundle(folder):
-        checkpoint, target = _prepare_bundle(folder, output, options, recipe, force=force)
+    if _is_extended(folder, output):
+        checkpoint, target, learned = _prepare_bundle(folder, output, options, recipe, force=force)
     else:
-        checkpoint, target = _prepare_checkpoint(folder, output, recipe, force=force)
+        checkpoint, target, learned = _prepare_checkpoint(folder, output, recipe, force=force)
     bounds = limits(checkpoint.config, options)
+    if learned and learned.positions >= bounds.max_seq:
+        raise OptionError(
+            f"max_seq is {bounds.max_seq}, of which the learned prompt takes {learned.positions}",
+            "use a larger --max-seq",
+        )
     building = None
     if not onnx_only:
         library = find_library(options.builder)
@@ -184,7 +202,7 @@ def _that_fits(config: LlamaConfig, recipe: Recipe) -> Recipe:
 
 def _prepare_bundle(
     folder: Path, output: str | Path | None, options: EngineOptions, recipe: Recipe | None, *, force: bool
-) -> tuple[Checkpoint, Path]:
+) -> tuple[Checkpoint, Path, _Learned | None]:
     if recipe is not None and recipe != Recipe():
         raise OptionError(
             f"{folder}: is a bundle already, --adapter, --task and --no-verify are for checkpoints",
@@ -202,22 +220,18 @@ def _prepare_bundle(
     else:
         refuse_nesting(folder, target)
         check_target(target, force=force)
-    return open_bundle(folder, manifest), target
+    return open_bundle(folder, manifest), target, manifest.soft_prompt
 
 
 def _prepare_checkpoint(
     folder: Path, output: str | Path | None, recipe: Recipe | None, *, force: bool
-) -> tuple[Checkpoint, Path]:
+) -> tuple[Checkpoint, Path, _Learned | None]:
     recipe = recipe or Recipe()
     source = open_merged(folder, recipe.adapters, recipe.task)
-    if source.soft_prompt is not None:
-        raise OptionError(
-            "engines do not have learned prompts yet, the adapter is one", "export it with llama-export onnx"
-        )
     target = default_output(folder) if output is None else Path(output)
     refuse_nesting(folder, target)
     check_target(target, force=force)
-    return source, target
+    return source, target, source.soft_prompt
 
 
 def _cache_bytes(config: LlamaConfig, options: EngineOptions, bounds: Limits) -> int:

@@ -30,7 +30,12 @@ ROOMS = {
     "engine": {
         *("checkpoint", "graph", "model.config", "weights", "bundle", "progress", "quantize"),
         *("parity.stored_weights", "parity.quantized_tensor"),
-        *("llama_runtime.engine_file", "llama_runtime.interface", "llama_runtime.manifest"),
+        *(
+            "llama_runtime.engine_file",
+            "llama_runtime.extras",
+            "llama_runtime.interface",
+            "llama_runtime.manifest",
+        ),
         "llama_runtime.tensorrt_library",
     },
     # The design calls it verify/, which is the name of the function as well.

@@ -26,6 +26,7 @@ from llama_export.progress import byte_progress
 from llama_export.weights import FileDigest, WeightPlan, write_weights
 from llama_export.weights.attach import point_at_weights
 from llama_runtime.engine_file import FOLDER, EngineFile
+from llama_runtime.extras import hidden_state_names
 from llama_runtime.interface import TensorSpec
 from llama_runtime.manifest import MANIFEST_NAME, FileEntry, Manifest
 from llama_runtime.tensorrt_library import Library
@@ -78,9 +79,11 @@ def add_engine(folder: Path, manifest: Manifest, options: EngineOptions, target:
     home = folder / FOLDER
     home.mkdir(exist_ok=True)
     kept = _remove_engine(folder, manifest, name)
-    digests = _write_graph(source, plan_engine_weights(source, options, name), options, bounds, home, kept)
+    states = hidden_state_names(manifest) == [static_contract.LAST_HIDDEN_STATE]
+    weights = plan_engine_weights(source, options, name)
+    digests = _write_graph(source, weights, options, bounds, home, kept, states=states)
     graph = home / f"{name}.onnx"
-    engine = _describe(source, options, bounds, _entry(folder, graph), target)
+    engine = _describe(source, options, bounds, _entry(folder, graph), target, states=states)
     check_graph(onnx.load(graph, load_external_data=False), graph.name)
     built = None
     if target is not None:
@@ -118,10 +121,10 @@ def _is_part_of(path: str, name: str) -> bool:
 
 def _write_graph(
     source: Checkpoint, plan: WeightPlan, options: EngineOptions, bounds: Limits, home: Path,
-    known: list[FileEntry],
+    known: list[FileEntry], *, states: bool,
 ) -> dict[str, FileDigest]:  # fmt: skip
     """Write the graph and its data; returns the digest of each data file, by location."""
-    model = build_static_graph(source.config, options.dtype, bounds.max_seq)
+    model = build_static_graph(source.config, options.dtype, bounds.max_seq, states)
     if HEAD_WEIGHT in plan.weights and HEAD_WEIGHT not in model.graph.initializers:
         separate_head(model.graph, TABLE_WEIGHT, HEAD_WEIGHT)
     point_at_weights(model, plan)
@@ -142,8 +145,9 @@ def _write_graph(
 
 
 def _describe(
-    source: Checkpoint, options: EngineOptions, bounds: Limits, graph: FileEntry, target: Target | None
-) -> EngineFile:
+    source: Checkpoint, options: EngineOptions, bounds: Limits, graph: FileEntry, target: Target | None,
+    *, states: bool,
+) -> EngineFile:  # fmt: skip
     """The sidecar, as far as it is known before the build."""
     config, dtype = source.config, options.dtype
     if options.version_compatible and target is not None and target.library.product != "tensorrt":
@@ -163,7 +167,7 @@ def _describe(
         buckets=bounds.buckets,
         profiles=profiles(bounds),
         inputs=_specs(static_contract.inputs(config, dtype, bounds.max_seq)),
-        outputs=_specs(static_contract.outputs(config, dtype, bounds.max_seq)),
+        outputs=_specs(static_contract.outputs(config, dtype, bounds.max_seq, states)),
         aliases=static_contract.aliases(config),
         onnx=graph,
         plan=None,

@@ -25,7 +25,7 @@ def open_bundle(folder: Path, manifest: Manifest) -> Checkpoint:
     """Read a bundle as the checkpoint that it holds.
 
     Raises:
-        OptionError: Weights that are not its own, embeddings as input, or a learned prompt.
+        OptionError: Weights that are not its own, or embeddings as input.
         CheckpointError: Its config.json is not what was published.
     """
     check_source(folder, manifest)
@@ -55,17 +55,12 @@ def check_source(folder: Path, manifest: Manifest) -> None:
     """Refuse a bundle that no engine can be made of.
 
     Raises:
-        OptionError: Weights that are not its own, embeddings as input, or a learned prompt.
+        OptionError: Weights that are not its own, or embeddings as input.
     """
     if manifest.weights == "beside":
         raise OptionError(
             f"{folder}: is a checkpoint with its bundle beside, to which nothing is added",
             "name another output for the checkpoint: llama-export trt CHECKPOINT OUTPUT",
-        )
-    if manifest.soft_prompt is not None:
-        raise OptionError(
-            f"{folder}: begins every text with a learned prompt, which engines do not have yet",
-            "export without it, or run the bundle with --device cpu",
         )
     if manifest.embed_tokens is not None:
         raise OptionError(

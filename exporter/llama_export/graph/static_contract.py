@@ -23,6 +23,7 @@ from llama_export.graph.contract import (
 from llama_export.graph.contract import inputs as whole_text_inputs
 from llama_export.model.config import LlamaConfig
 
+LAST_HIDDEN_STATE = "last_hidden_state"
 BUCKET = "kv_bucket_length"
 OPSET, IR_VERSION = 24, 11
 POSITION_IDS = TensorSpec("position_ids", "int64", (BATCH, SEQUENCE))
@@ -49,12 +50,20 @@ def inputs(config: LlamaConfig, dtype: str, capacity: int) -> list[TensorSpec]:
     return specs
 
 
-def outputs(config: LlamaConfig, dtype: str, capacity: int) -> list[TensorSpec]:
-    """What it gives, in order: of a language model the last token's logits, and the caches it was given."""
+def outputs(
+    config: LlamaConfig, dtype: str, capacity: int, last_hidden_state: bool = False
+) -> list[TensorSpec]:
+    """What it gives, in order.
+
+    Of a language model the last token's logits, all tokens' last hidden states where they are wanted, and the
+    caches it was given.
+    """
     if not config.generates:
         return head_outputs(config)
     cache = cache_shape(config, capacity)
     specs = [TensorSpec("logits", "float32", (BATCH, config.vocab_size))]
+    if last_hidden_state:
+        specs.append(TensorSpec(LAST_HIDDEN_STATE, "float32", (BATCH, SEQUENCE, config.hidden_size)))
     for i in range(config.num_hidden_layers):
         specs += [TensorSpec(name.format(i=i), dtype, cache) for name in (PRESENT_KEY, PRESENT_VALUE)]
     return specs

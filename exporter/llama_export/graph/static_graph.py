@@ -25,7 +25,9 @@ IR_DTYPES = {
 _TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def build_static_graph(config: LlamaConfig, dtype: str, capacity: int) -> ir.Model:
+def build_static_graph(
+    config: LlamaConfig, dtype: str, capacity: int, last_hidden_state: bool = False
+) -> ir.Model:
     """Build the graph of a model that keeps ``static_contract``.
 
     Args:
@@ -33,12 +35,13 @@ def build_static_graph(config: LlamaConfig, dtype: str, capacity: int) -> ir.Mod
         dtype: What it computes in: ``"float32"``, ``"float16"`` or ``"bfloat16"``. Norms, angles and
             softmax are float32 inside, and so are the outputs but for the cache.
         capacity: C, slots of the cache; of a task head, which has none, the most tokens of a text.
+        last_hidden_state: Of a language model, give that of all tokens too.
 
     Returns:
         A model whose weights are initializers named as in the checkpoint, of this dtype, without values.
     """
     prologue, layer, *rest = trace(
-        static_parts(config, _TORCH_DTYPES[dtype], capacity), static_contract.OPSET
+        static_parts(config, _TORCH_DTYPES[dtype], capacity, last_hidden_state), static_contract.OPSET
     )
     inputs = {spec.name: _declare(spec) for spec in static_contract.inputs(config, dtype, capacity)}
     opsets = {"": static_contract.OPSET}
@@ -57,7 +60,7 @@ def build_static_graph(config: LlamaConfig, dtype: str, capacity: int) -> ir.Mod
         if config.generates:
             presents += [shared["present_key"], shared["present_value"]]
     results = _stamp_rest(graph, rest, config, shared)
-    specs = static_contract.outputs(config, dtype, capacity)
+    specs = static_contract.outputs(config, dtype, capacity, last_hidden_state)
     values = [_widen(graph, value) for value in results] + presents
     for value, spec in zip(values, specs, strict=True):
         value.name, value.shape, value.dtype = spec.name, ir.Shape(spec.shape), IR_DTYPES[spec.dtype]

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from llama_export.graph import parts
 from llama_export.graph.contract import BATCH, ROPE_LENGTH, SEQUENCE, Dims
 from llama_export.graph.parts import Part
-from llama_export.graph.static_contract import BUCKET, KV_BUCKET, WRITE_INDICES, cache_shape
+from llama_export.graph.static_contract import (
+    BUCKET,
+    KV_BUCKET,
+    LAST_HIDDEN_STATE,
+    WRITE_INDICES,
+    cache_shape,
+)
 from llama_export.model.config import LlamaConfig
 from llama_export.model.fused import ScatteredCache
 from llama_export.model.layer import DecoderLayer, RMSNorm
@@ -27,16 +33,20 @@ from llama_export.model.step import Step, angles, text_lengths, visible_slots
 _STATES = ("hidden", "last_hidden_state")
 
 
-def static_parts(config: LlamaConfig, dtype: torch.dtype, capacity: int) -> list[Part]:
+def static_parts(
+    config: LlamaConfig, dtype: torch.dtype, capacity: int, last_hidden_state: bool = False
+) -> list[Part]:
     """Prologue, decoder layer and whatever is behind the last layer, in this order.
 
     Args:
         config: The checkpoint's architecture.
         dtype: Of weights, hidden states and cache.
         capacity: C, slots of the cache, and rows of the table of angles.
+        last_hidden_state: Of a language model, give that of all tokens too.
     """
     if config.generates:
-        made = [_prologue(config, capacity), _layer(config, dtype, capacity), _head(config)]
+        made = [_prologue(config, capacity), _layer(config, dtype, capacity)]
+        made.append(_states_head(config) if last_hidden_state else _head(config))
     else:
         made = [parts.prologue(config, "sdpa"), parts.decoder_layer(config, "sdpa"),
                 parts.norm(config, "sdpa"), *parts.head(config)]  # fmt: skip
@@ -167,6 +177,19 @@ def _head(config: LlamaConfig) -> Part:
         "hidden": ((BATCH, SEQUENCE, config.hidden_size), torch.float32)
     }
     return Part(lambda: _LastTokenHead(config), inputs, ("logits",))
+
+
+class _StatesHead(_LastTokenHead):
+    """Final norm of all tokens, and the head of each row's last one."""
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        states = self.norm(hidden.flatten(0, 1)).view(hidden.shape)
+        return self.lm_head(states[:, -1]), states  # [B, V], [B, T, hidden_size]
+
+
+def _states_head(config: LlamaConfig) -> Part:
+    head = _head(config)
+    return replace(head, build=lambda: _StatesHead(config), outputs=("logits", LAST_HIDDEN_STATE))
 
 
 def weight_namer(index: int) -> Callable[[str], str]:

@@ -11,10 +11,10 @@ import numpy as np
 from llama_runtime.errors import ManifestError, SelftestError
 from llama_runtime.generate import TASK, Generator, load
 from llama_runtime.kernels import level_of
-from llama_runtime.manifest import KnownAnswer, KnownOutput, read_manifest
+from llama_runtime.manifest import KnownAnswer, KnownOutput, Manifest, read_manifest
 from llama_runtime.sampling import greedy
-from llama_runtime.session import Session, open_session
-from llama_runtime.tasks.batch import run_padded
+from llama_runtime.session import Device, Session, open_session
+from llama_runtime.tasks.batch import TextModel, run_padded
 from llama_runtime.tasks.opening import open_text_model
 
 
@@ -80,17 +80,25 @@ class SelftestReport:
 
 @dataclass
 class _Tally:
+    tokens: int
     near_ties_taken: int
     logit_differences: list[float]
     differences: list[Difference]
 
 
-def selftest(path: str | Path, threads: int | None = None) -> SelftestReport:
+def selftest(
+    path: str | Path, threads: int | None = None, *, device: Device = "cpu", engine: str | None = None
+) -> SelftestReport:
     """Open a bundle and replay its known answers: with our own kernels where they are there, and without.
+
+    Where a device computes in fewer bits than the reference, logits may differ by the share of the largest
+    one that its rounding can make, and another token may be chosen where that could change the order.
 
     Args:
         path: The bundle's folder.
-        threads: As for ``load``.
+        threads: As for ``load``; so are ``device`` and ``engine``.
+        device: Where it runs.
+        engine: Which of several engines.
 
     Raises:
         ManifestError: The bundle has no known answers.
@@ -98,22 +106,25 @@ def selftest(path: str | Path, threads: int | None = None) -> SelftestReport:
     """
     task = read_manifest(Path(path)).task
     if task != TASK:
-        return _selftest_outputs(path, task, threads)
-    generator = load(path, threads)
+        return _selftest_outputs(path, open_text_model(path, task, threads, device, engine), threads)
+    generator = load(path, threads, device=device, engine=engine)
     answers = generator.manifest.known_answers
     if not answers:
         raise ManifestError(f"{path}: the manifest has no known answers", "export again with verification")
-    tally = _Tally(0, [], [])
+    tally = _Tally(0, 0, [], [])
     for index, answer in enumerate(answers):
         _compare_prompt(generator, index, answer, tally)
-    known = generator.manifest.known_outputs
+    known = _that_fit(generator.manifest)
     for session in _with_and_without_kernels(generator.session, Path(path), threads):
+        tally.tokens = 0  # of one session's replay
         for index, answer in enumerate(answers):
             _replay(session, index, answer, tally)
+        if not tally.tokens:
+            raise _too_short(path)
         _compare_known_outputs(session, known, len(answers), tally)
     return SelftestReport(
         answers=len(answers) + len(known),
-        tokens=sum(len(answer.tokens) for answer in answers),
+        tokens=tally.tokens,
         near_ties_taken=tally.near_ties_taken,
         largest_logit_difference=max(tally.logit_differences, default=None),
         differences=tuple(tally.differences),
@@ -127,13 +138,15 @@ def _with_and_without_kernels(session: Session, folder: Path, threads: int | Non
         yield open_session(folder, session.manifest, threads=threads, own_kernels=False)
 
 
-def _selftest_outputs(path: str | Path, task: str, threads: int | None) -> SelftestReport:
+def _selftest_outputs(path: str | Path, model: TextModel, threads: int | None) -> SelftestReport:
     """Replay a task head's known outputs."""
-    model = open_text_model(path, task, threads)
     known = model.manifest.known_outputs
     if not known:
         raise ManifestError(f"{path}: the manifest has no known outputs", "export again with verification")
-    tally = _Tally(0, [], [])
+    known = _that_fit(model.manifest)
+    if not known:
+        raise _too_short(path)
+    tally = _Tally(0, 0, [], [])
     for session in _with_and_without_kernels(model.session, Path(path), threads):
         _compare_known_outputs(session, known, 0, tally)
     return SelftestReport(
@@ -146,6 +159,18 @@ def _selftest_outputs(path: str | Path, task: str, threads: int | None) -> Selft
     )
 
 
+def _that_fit(manifest: Manifest) -> tuple[KnownOutput, ...]:
+    """The known outputs of texts that an engine, which may be shorter than the model, can read."""
+    most = manifest.limits.max_position_embeddings
+    return tuple(answer for answer in manifest.known_outputs if len(answer.token_ids) <= most)
+
+
+def _too_short(path: str | Path) -> ManifestError:
+    return ManifestError(
+        f"{path}: every known answer is longer than the engine", "build it with a larger --max-seq"
+    )
+
+
 def _compare_known_outputs(session: Session, known: Sequence[KnownOutput], first: int, tally: _Tally) -> None:
     """Each text alone and all as one padded batch; the answers are counted from ``first``."""
     if not known:
@@ -155,18 +180,26 @@ def _compare_known_outputs(session: Session, known: Sequence[KnownOutput], first
     alone = [run_padded(session, [row], names)[0] for row in rows]
     for found in (alone, run_padded(session, rows, names)):
         for index, (answer, outputs) in enumerate(zip(known, found, strict=True), first):
-            _compare_outputs(index, answer, outputs, tally)
+            _compare_outputs(index, answer, outputs, session.rounding, tally)
 
 
-def _compare_outputs(index: int, answer: KnownOutput, outputs: dict[str, np.ndarray], tally: _Tally) -> None:
+def _compare_outputs(
+    index: int, answer: KnownOutput, outputs: dict[str, np.ndarray], rounding: float, tally: _Tally
+) -> None:
     for probe in answer.probes:
         flat = outputs[probe.output].reshape(-1)
+        allowed = max(answer.tolerance, rounding * _largest(flat))
         for place, expected in zip(probe.indices, probe.values, strict=True):
             # An index beyond the output is a difference like a wrong number, not a crash.
             got = float(flat[place]) if place < flat.size else float("nan")
             tally.logit_differences.append(abs(got - expected))
-            if not abs(got - expected) <= answer.tolerance:
+            if not abs(got - expected) <= allowed:
                 tally.differences.append(Difference(index, place, probe.output, expected, got))
+
+
+def _largest(values: np.ndarray) -> float:
+    """The largest magnitude; 0 of nothing."""
+    return float(np.abs(values).max(initial=0))
 
 
 def _compare_prompt(generator: Generator, index: int, answer: KnownAnswer, tally: _Tally) -> None:
@@ -178,22 +211,31 @@ def _compare_prompt(generator: Generator, index: int, answer: KnownAnswer, tally
 
 
 def _replay(session: Session, index: int, answer: KnownAnswer, tally: _Tally) -> None:
-    cache = session.new_cache(capacity=len(answer.prompt_tokens) + len(answer.tokens))
+    # An engine may be shorter than the model: what it holds is replayed.
+    most = session.manifest.limits.max_position_embeddings
+    room = min(len(answer.prompt_tokens) + len(answer.tokens), most)
+    tokens = answer.tokens[: max(room - len(answer.prompt_tokens), 0)]
+    if not tokens:
+        return
+    tally.tokens += len(tokens)
+    cache = session.new_cache(capacity=room)
     logits = session.prefill(np.array([answer.prompt_tokens], np.int64), cache)
-    for position, expected in enumerate(answer.tokens):
-        got = greedy(logits[0])
-        if got != expected and position in answer.near_ties:
+    for position, expected in enumerate(tokens):
+        got, allowed = greedy(logits[0]), session.rounding * _largest(logits[0])
+        # Each of the two may be off by what rounding can make.
+        is_near = float(logits[0, got] - logits[0, expected]) <= 2 * allowed
+        if got != expected and (position in answer.near_ties or is_near):
             tally.near_ties_taken += 1
         elif got != expected:
             tally.differences.append(Difference(index, position, "token", expected, got))
-        _compare_probes(index, position, answer, logits[0], tally)
-        if position + 1 < len(answer.tokens):
+        _compare_probes(index, position, answer, logits[0], max(answer.tolerance, allowed), tally)
+        if position + 1 < len(tokens):
             # The reference's token, whatever ours was: one difference does not hide the next.
             logits = session.decode(np.array([expected], np.int64), cache)
 
 
 def _compare_probes(
-    index: int, position: int, answer: KnownAnswer, logits: np.ndarray, tally: _Tally
+    index: int, position: int, answer: KnownAnswer, logits: np.ndarray, allowed: float, tally: _Tally
 ) -> None:
     for probe in answer.probes:
         if probe.position != position:
@@ -202,5 +244,5 @@ def _compare_probes(
             difference = abs(float(logits[token]) - expected)
             tally.logit_differences.append(difference)
             # Written so that a NaN is a difference.
-            if not difference <= answer.tolerance:
+            if not difference <= allowed:
                 tally.differences.append(Difference(index, position, "logit", expected, float(logits[token])))

@@ -51,6 +51,7 @@ class Session:
         self._inference, self._embedding = inference, embedding
         self.manifest, self.soft_prompt = manifest, learned
         self.kernels: Kernels | None = None  # our own operators, where it uses them
+        self.rounding = 0.0  # of the largest logit: what it may differ by, where it computes in fewer bits
 
     def new_cache(self, *, capacity: int, rows: int = 1) -> KVCache:
         """Make a cache that is empty but for the bundle's learned prompt, where it has one.

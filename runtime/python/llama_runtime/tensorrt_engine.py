@@ -274,8 +274,9 @@ def _from_stored(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _to_stored(array: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 to bfloat16's bits; exact for what ``_from_stored`` gave."""
+    """float32 to the nearest bfloat16's bits; exact for what ``_from_stored`` gave."""
     if dtype != "bfloat16":
         return array
-    bits: np.ndarray = (np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    wide = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    bits: np.ndarray = ((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16).astype(np.uint16)
     return bits

@@ -22,9 +22,14 @@ from llama_runtime.errors import EngineError, OptionError, PromptError
 from llama_runtime.extras import Outputs
 from llama_runtime.manifest import Limits, Manifest
 from llama_runtime.session import Session
+from llama_runtime.soft_prompt import read_soft_prompt
 from llama_runtime.step import StepShape
 from llama_runtime.tensorrt_engine import TensorRTEngine
 from llama_runtime.tensorrt_library import find_library
+
+# By how much of the largest logit an engine may differ from the float32 reference on a bundle's own weights:
+# what it computes in rounds in every layer, and few bits round the weights themselves.
+ROUNDING = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2, "int8": 8e-2, "fp8": 0.15, "int4": 0.3}
 
 
 class Lease:
@@ -54,24 +59,24 @@ class EngineCache(KVCache):
         self.capacity = capacity
 
     def arrays(self) -> list[np.ndarray]:
-        """Copies of all rows' valid positions: [B, K, P, D] for each tensor."""
-        memory = self.lease.memory
-        rows = [memory.read_row(self.first_row + row, self.length) for row in range(self.rows)]
+        """Copies of all rows' valid positions: [B, K, O + P, D] for each tensor."""
+        memory, end = self.lease.memory, self.offset + self.length
+        rows = [memory.read_row(self.first_row + row, end) for row in range(self.rows)]
         return [np.stack(parts) for parts in zip(*rows, strict=True)]
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Make row i what row ``rows[i]`` is now, in other memory, since rows may change places."""
-        lease = self.session.lease(len(rows))
+        lease, end = self.session.lease(len(rows)), self.offset + self.length
         for target, source in enumerate(rows):
-            lease.memory.take_row(self.lease.memory, self.first_row + source, target, self.length)
+            lease.memory.take_row(self.lease.memory, self.first_row + source, target, end)
         self.rows, self.first_row, self.lease = len(rows), 0, lease
 
     def view(self, first: int, rows: int) -> EngineCache:
         """Some of the rows, in the same memory, with a length of their own."""
-        place = self.first_row + first
         return EngineCache(
-            rows, self.capacity, True, [], session=self.session, lease=self.lease, first_row=place
-        )
+            rows, self.capacity, True, [], offset=self.offset,
+            session=self.session, lease=self.lease, first_row=self.first_row + first,
+        )  # fmt: skip
 
     def move_to(self, view: KVCache) -> None:
         """Stand where another view of the same memory stands."""
@@ -80,15 +85,19 @@ class EngineCache(KVCache):
 
     def move_row(self, source: int, target: int, length: int) -> None:
         """Copy a row's first ``length`` positions to another row."""
-        memory = self.lease.memory
-        memory.take_row(memory, self.first_row + source, self.first_row + target, length)
+        memory, end = self.lease.memory, self.offset + length
+        memory.take_row(memory, self.first_row + source, self.first_row + target, end)
 
     def read_row(self, length: int) -> list[np.ndarray]:
         """Copy the first row: key and value of layer 0, of layer 1, ..., each [K, length, D]."""
-        return self.lease.memory.read_row(self.first_row, length)
+        whole = self.lease.memory.read_row(self.first_row, self.offset + length)
+        return [np.ascontiguousarray(array[:, self.offset :]) for array in whole]
 
     def write_row(self, arrays: Sequence[np.ndarray]) -> None:
         """Fill the only row with what ``read_row`` gave."""
+        learned = self.session.soft_prompt
+        if learned:
+            arrays = [np.concatenate(pair, axis=1) for pair in zip(learned, arrays, strict=True)]
         self.lease.memory.write_row(self.first_row, arrays)
 
 
@@ -103,9 +112,12 @@ class EngineSession(Session):
         file: Its sidecar.
     """
 
-    def __init__(self, engine: Engine, file: EngineFile, manifest: Manifest) -> None:
-        super().__init__(None, _as_the_engine_has_it(manifest, file))
+    def __init__(
+        self, engine: Engine, file: EngineFile, manifest: Manifest, learned: Sequence[np.ndarray] = ()
+    ) -> None:
+        super().__init__(None, _as_the_engine_has_it(manifest, file), learned=learned)
         self.engine, self.file = engine, file
+        self.rounding = ROUNDING[file.precision]
         self._idle: dict[int, list[Memory]] = {}
 
     def new_cache(self, *, capacity: int, rows: int = 1) -> EngineCache:
@@ -120,12 +132,17 @@ class EngineSession(Session):
             raise OptionError(f"a cache of {rows} rows and {capacity} positions, needs at least 1 of each")
         if not self.file.buckets:
             raise EngineError(f"the engine's task is {self.file.task}, which has no cache")
-        if capacity > self.file.max_seq:
+        offset = self.soft_prompt[0].shape[1] if self.soft_prompt else 0
+        most = self.file.max_seq - offset
+        if capacity > most:
             raise PromptError(
-                f"a cache of {capacity} positions, the engine has {self.file.max_seq}",
+                f"a cache of {capacity} positions, the engine has {most}",
                 "build it with a larger --max-seq, or ask for fewer tokens",
             )
-        return EngineCache(rows, capacity, True, [], session=self, lease=self.lease(rows))
+        cache = EngineCache(rows, capacity, True, [], offset=offset, session=self, lease=self.lease(rows))
+        for row in range(rows if self.soft_prompt else 0):
+            cache.lease.memory.write_row(row, self.soft_prompt)
+        return cache
 
     def lease(self, rows: int) -> Lease:
         """Give memory of so many rows to a cache.
@@ -148,18 +165,21 @@ class EngineSession(Session):
     def run(
         self, feeds: dict[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Run a task head on whole texts; more rows than the engine takes go one group after the other.
+        """Run on whole texts; more rows than the engine takes go one group after the other.
 
         Args:
-            feeds: ``input_ids`` and ``attention_mask``, int64 [B, T].
+            feeds: ``input_ids`` and ``attention_mask``, int64 [B, T]; of a language model other inputs are
+                for its own graph, and whole texts have nothing behind them.
             outputs: Which are wanted; None is all.
 
+        Returns:
+            Each output by name; of a language model zeros where there is padding.
+
         Raises:
-            EngineError: The engine has a cache.
             PromptError: Longer texts than the engine takes.
         """
         if self.file.buckets:
-            raise EngineError("the engine reads steps into a cache", "use prefill and decode")
+            return self._run_texts(feeds["input_ids"], feeds["attention_mask"], outputs)
         B, T = feeds["input_ids"].shape
         if self.file.max_seq < T:
             raise PromptError(
@@ -175,12 +195,27 @@ class EngineSession(Session):
         ]
         return {name: np.concatenate([group[name] for group in groups]) for name in names}
 
+    def _run_texts(
+        self, ids: np.ndarray, mask: np.ndarray, outputs: Sequence[str] | None
+    ) -> dict[str, np.ndarray]:
+        """Read [B, T] padded texts one by one, each without its padding."""
+        names = [spec.name for spec in self.manifest.outputs] if outputs is None else list(outputs)
+        extras, found = [name for name in names if name != "logits"], dict[str, np.ndarray]()
+        for row, seen in enumerate(mask == 1):
+            cache = self.new_cache(capacity=int(seen.sum()))
+            every = "logits" in names
+            read = self.prefill(ids[row : row + 1, seen], cache, all_logits=every, outputs=extras)
+            for name in names:
+                whole = found.setdefault(name, np.zeros((*ids.shape, read[name].shape[-1]), np.float32))
+                whole[row, seen] = read[name][0]
+        return found
+
     def _prefill_rows(
         self, shape: StepShape, tokens: np.ndarray, cache: KVCache, chunk_tokens: int
     ) -> Outputs:
-        if shape.num_logits_to_keep == 0:
-            raise OptionError("an engine gives the logits of the last position alone", "ask for those")
-        return super()._prefill_rows(shape, tokens, cache, min(chunk_tokens, self.file.prefill_chunk))
+        # An engine gives the logits of a run's last token: to have those of all, it reads one by one.
+        most = 1 if shape.num_logits_to_keep == 0 else self.file.prefill_chunk
+        return super()._prefill_rows(shape, tokens, cache, min(chunk_tokens, most))
 
     def _run(
         self, shape: StepShape, tokens: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None
@@ -188,7 +223,7 @@ class EngineSession(Session):
         """One run: T tokens behind each row's own past, in the smallest bucket that holds the longest."""
         assert isinstance(cache, EngineCache)
         B, T = tokens.shape
-        past = np.full(B, cache.length, np.int64) if lengths is None else lengths
+        past = cache.offset + (np.full(B, cache.length, np.int64) if lengths is None else lengths)
         end = int(past.max()) + T
         # The engine itself ignores a write behind the last slot without a word.
         if end > self.file.max_seq or int(past.min()) < 0:
@@ -205,7 +240,8 @@ class EngineSession(Session):
         profile = index if T == 1 else len(self.file.buckets)
         first_row = cache.first_row + shape.first_row
         found = self.engine.run(profile, feeds, cache.lease.memory, first_row)
-        return {"logits": found["logits"][:, None]}  # [B, 1, V]
+        extras = {name: found[name] for name in shape.outputs}
+        return {"logits": found["logits"][:, None]} | extras  # [B, 1, V]; [B, T, hidden_size]
 
 
 def open_engine_session(folder: Path, manifest: Manifest, name: str | None = None) -> EngineSession:
@@ -229,14 +265,20 @@ def open_engine_session(folder: Path, manifest: Manifest, name: str | None = Non
     library = find_library(file.product or "auto")
     cuda, capability = open_cuda()
     check_runs_here(folder, file, library.product, library.version, capability)
-    return EngineSession(TensorRTEngine(library, cuda, file, read_plan(folder, file)), file, manifest)
+    engine = TensorRTEngine(library, cuda, file, read_plan(folder, file))
+    return EngineSession(engine, file, manifest, read_soft_prompt(folder, manifest))
 
 
 def _as_the_engine_has_it(manifest: Manifest, file: EngineFile) -> Manifest:
     """The bundle's manifest, with the engine's limits and cache in place of its graph's."""
-    limits = Limits(min(file.max_seq, manifest.limits.max_position_embeddings), manifest.limits.vocab_size)
+    learned = manifest.soft_prompt.positions if manifest.soft_prompt else 0
+    most = min(file.max_seq - learned, manifest.limits.max_position_embeddings)
+    limits = Limits(most, manifest.limits.vocab_size)
     if manifest.cache is None:
         return replace(manifest, limits=limits)
+    has = {spec.name for spec in file.outputs}
+    outputs = tuple(spec for spec in manifest.outputs if spec.name in has)
     # What leaves the GPU: NumPy has no bfloat16.
     dtype: Literal["float16", "float32"] = "float16" if file.dtype == "float16" else "float32"
-    return replace(manifest, limits=limits, cache=replace(manifest.cache, in_place=True, dtype=dtype))
+    cache = replace(manifest.cache, in_place=True, dtype=dtype)
+    return replace(manifest, limits=limits, cache=cache, outputs=outputs)

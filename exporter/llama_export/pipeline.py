@@ -11,13 +11,15 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
+import torch
+
 from llama_export.bundle import Stage, beside, build_manifest, check_target, place_file, write_companions
 from llama_export.bundle.chat_roles import chat_roles, with_chat_roles
 from llama_export.bundle.chat_template import chat_templates
 from llama_export.bundle.companions import SOFT_PROMPT_FILE
 from llama_export.checkpoint import Checkpoint, open_merged
 from llama_export.errors import BundleError, OptionError, ParityError
-from llama_export.graph.contract import NO_EXTRAS, Extras, check_extras, check_path
+from llama_export.graph.contract import Extras, check_extras, check_path
 from llama_export.plan import new_bytes, notes
 from llama_export.progress import Advance, byte_progress
 from llama_export.quantize.calibration import Calibration
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from llama_export import parity
+    from llama_export.graph.contract import Compute
     from llama_export.model import LlamaConfig
     from llama_export.model.attention import AttentionPath
 
@@ -133,7 +136,10 @@ def prepare(
     check_path(source.config, recipe.attention)
     check_extras(source.config, recipe.attention, recipe.extras)
     _check_soft_prompt(source, recipe)
-    plan = plan_weights(source, recipe.weights, recipe.precision, recipe.quantization)
+    mode, precision = recipe.weights, recipe.precision
+    if recipe.compute == "float16" and any(t.dtype != torch.float16 for t in source.tensors.values()):
+        mode, precision = mode or "copy", "float16"
+    plan = plan_weights(source, mode, precision, recipe.quantization)
     if recipe.weights == "beside":
         target = beside.check(source, None if output is None else Path(output), force=force)
     else:
@@ -165,7 +171,7 @@ def _check_soft_prompt(source: Checkpoint, recipe: Recipe) -> None:
             "--weights beside adds nothing to the model, a learned prompt must be written",
             "leave --weights out",
         )
-    if recipe.extras != NO_EXTRAS:
+    if recipe.extras.gives_more:
         raise OptionError(
             "hidden states, attentions and embeddings are not given behind a learned prompt",
             "export a bundle of its own for them, without the adapter",
@@ -214,7 +220,7 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
         )
         try:
             graph = build_graph(source.config, recipe.attention, recipe.extras)
-            (onnx / plan.model_name).write_bytes(_with_weights(graph, plan))
+            (onnx / plan.model_name).write_bytes(_with_weights(graph, plan, recipe.compute))
             if recipe.inputs_embeds:
                 (onnx / plan.embedding_name).write_bytes(_with_weights(_build_embedding(source.config), plan))
             source_digests, data_digests = streaming.result()
@@ -263,13 +269,14 @@ def _build_embedding(config: LlamaConfig) -> ir.Model:
     return build_embedding(config)
 
 
-def _with_weights(model: ir.Model, plan: WeightPlan) -> bytes:
+def _with_weights(model: ir.Model, plan: WeightPlan, compute: Compute = "float32") -> bytes:
     """The model as a file that names where its weights stand."""
     import onnx_ir as ir
 
-    from llama_export.weights.attach import attach_weights
+    from llama_export.weights.attach import attach_weights, point_at_weights
 
-    attach_weights(model, plan)
+    attach = attach_weights if compute == "float32" else point_at_weights
+    attach(model, plan)
     content: bytes = ir.to_proto(model).SerializeToString()
     return content
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_export.errors import OptionError
-from llama_export.graph.contract import WHICH_STATES, Extras, WhichStates
+from llama_export.graph.contract import COMPUTE, WHICH_STATES, Compute, Extras, WhichStates
 from llama_export.model.attention import ATTENTION_PATHS, AttentionPath
 from llama_export.model.config import TASKS, Task
 from llama_export.weights.plan import WEIGHT_MODES, WeightMode
@@ -46,6 +46,8 @@ class Recipe:
         hidden_states: Of a language model, give the ``last`` hidden states too, or ``all``.
         attentions: Of a language model on the eager path, give the attention weights too.
         inputs_embeds: A language model takes embeddings in place of token ids.
+        compute: What the graph computes in: ``float16`` is for ``--device cuda``, whose fused attention takes
+            no other; the weights are then float16 too.
 
     Raises:
         OptionError: A value is not one of those allowed.
@@ -65,6 +67,7 @@ class Recipe:
     hidden_states: WhichStates | None = None
     attentions: bool = False
     inputs_embeds: bool = False
+    compute: Compute = "float32"
 
     def __post_init__(self) -> None:
         _one_of("attention", self.attention, ATTENTION_PATHS)
@@ -76,6 +79,12 @@ class Recipe:
             _one_of("task", self.task, TASKS)
         if self.hidden_states is not None:
             _one_of("hidden_states", self.hidden_states, WHICH_STATES)
+        _one_of("compute", self.compute, COMPUTE)
+        if self.compute == "float16" and self.precision not in (None, "float16"):
+            raise OptionError(
+                f"compute is float16, of which the weights are too, precision is {self.precision}",
+                "leave --precision out",
+            )
         for name in ("verify", "asymmetric", "attentions", "inputs_embeds"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, must be true or false")
@@ -122,7 +131,7 @@ class Recipe:
     @property
     def extras(self) -> Extras:
         """What the graph takes and gives besides the default."""
-        return Extras(self.hidden_states, self.attentions, self.inputs_embeds)
+        return Extras(self.hidden_states, self.attentions, self.inputs_embeds, self.compute)
 
 
 def read_recipe(path: Path) -> Recipe:

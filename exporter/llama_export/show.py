@@ -103,8 +103,11 @@ def exported_lines(exported: Exported) -> list[str]:
         )
         lines.append(f"parity    equal to eager PyTorch: {proven}")
         lines += _cost_lines(report)
-    lines.append(f"next      llama-export {_COMMANDS[manifest.task].format(_pasted(exported.output))}")
-    lines.append(_other_choice(manifest.precision, manifest.weights))
+    command = f"next      llama-export {_COMMANDS[manifest.task].format(_pasted(exported.output))}"
+    if manifest.cache is not None and manifest.cache.dtype == "float16":
+        lines.append(f"{command} --device cuda")
+    else:
+        lines += [command, _other_choice(manifest.precision, manifest.weights)]
     return [*lines, *(f"note      {note}" for note in exported.notes)]
 
 

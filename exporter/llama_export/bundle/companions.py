@@ -32,12 +32,14 @@ def write_companions(
         plan: Names the graph and its data files.
         path: Attention path, on which genai's choice of cache depends.
         folder: The staged bundle.
-        extras: Of a graph that takes embeddings, genai is told nothing: it feeds token ids.
+        extras: Of a graph that takes embeddings, genai is told nothing: it feeds token ids; nor of one that
+            computes in float16, which has not been tried with it.
     """
     copy_companions(checkpoint, folder)
     write_flat_tokenizer(checkpoint, folder)
     write_json(folder / "config.json", _config(checkpoint, plan))
-    if checkpoint.config.generates and not extras.inputs_embeds and checkpoint.soft_prompt is None:
+    fits = not extras.inputs_embeds and extras.compute == "float32"
+    if checkpoint.config.generates and fits and checkpoint.soft_prompt is None:
         write_json(folder / "genai_config.json", genai_config(checkpoint, plan, path))
 
 

@@ -54,7 +54,7 @@ def build_manifest(
         embed_tokens=f"onnx/{plan.embedding_name}" if extras.inputs_embeds else None,
         optional_inputs=_specs(contract.optional_inputs(config)),
         outputs=_specs(contract.outputs(config, extras)),
-        cache=_cache(config, path) if config.generates else None,
+        cache=_cache(config, path, extras.compute) if config.generates else None,
         classification=_classification(config),
         soft_prompt=schema.SoftPrompt(SOFT_PROMPT_FILE, learned) if learned else None,
         limits=schema.Limits(config.context_length - learned, config.vocab_size),
@@ -70,12 +70,12 @@ def build_manifest(
     )
 
 
-def _cache(config: LlamaConfig, path: AttentionPath) -> schema.Cache:
+def _cache(config: LlamaConfig, path: AttentionPath, dtype: contract.Compute) -> schema.Cache:
     return schema.Cache(
         num_hidden_layers=config.num_hidden_layers,
         num_key_value_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
-        dtype="float32",
+        dtype=dtype,
         key_name=contract.PAST_KEY,
         value_name=contract.PAST_VALUE,
         present_key_name=contract.PRESENT_KEY,

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 )
 @click.option("--inputs-embeds", is_flag=True, default=None,
               help="It takes embeddings in place of token ids; a second graph looks them up.")  # fmt: skip
+@click.option("--compute", type=click.Choice(["float32", "float16"]),
+              help="What the graph computes in, default float32. float16 is for --device cuda: weights and "
+                   "cache are float16 too.")  # fmt: skip
 @click.option("--weights", type=click.Choice(["link", "copy", "beside"]),
               help="link: shares the checkpoint's bytes (default where they stand as needed). "
                    "copy: writes them anew, in --precision. "

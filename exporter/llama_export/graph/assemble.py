@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +12,7 @@ import torch
 
 from llama_export.graph import contract, parts
 from llama_export.graph.constant import add_constant, share_constant
-from llama_export.graph.passes import fuse_residual_norm, simplify_reshapes
+from llama_export.graph.passes import compute_in_half, fuse_residual_norm, simplify_reshapes
 from llama_export.graph.stamp import stamp
 from llama_export.graph.trace import Traced, trace
 from llama_export.model.attention import AttentionPath
@@ -34,8 +35,8 @@ def build_graph(
         extras: What the graph takes and gives besides the default.
 
     Returns:
-        A model that keeps the contract. Its weights are initializers named as in the checkpoint, float32,
-        without values: ``weights`` attaches them.
+        A model that keeps the contract. Its weights are initializers named as in the checkpoint, of what it
+        computes in, without values: ``weights`` attaches them.
     """
     opset = contract.OPSETS[path][""]
     prologue, layer, norm, *head = trace(
@@ -47,7 +48,8 @@ def build_graph(
         ],
         opset,
     )
-    inputs = {spec.name: _declare(spec) for spec in contract.inputs(config, extras)}
+    wide = replace(extras, compute="float32")  # which it is until all is in place
+    inputs = {spec.name: _declare(spec) for spec in contract.inputs(config, wide)}
     graph = ir.Graph(
         list(inputs.values()), [], nodes=[], opset_imports=contract.OPSETS[path], name=f"llama_{path}"
     )
@@ -79,7 +81,7 @@ def build_graph(
     if extras.hidden_states is not None:
         states.append(shared["last_hidden_state"])
     values = [*results, *presents, *states, *attentions]
-    for value, spec in zip(values, contract.outputs(config, extras), strict=True):
+    for value, spec in zip(values, contract.outputs(config, wide), strict=True):
         value.name, value.shape, value.dtype = spec.name, ir.Shape(spec.shape), _IR_DTYPES[spec.dtype]
         graph.outputs.append(value)
 
@@ -87,6 +89,8 @@ def build_graph(
     simplify_reshapes(graph)
     if path == "flash":
         fuse_residual_norm(graph)
+    if extras.compute == "float16":
+        compute_in_half(graph)
     common_passes.CommonSubexpressionEliminationPass()(model)
     common_passes.RemoveUnusedNodesPass()(model)
     return model

@@ -5,7 +5,7 @@ The names are those that optimum, onnxruntime-genai, transformers.js and our own
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from llama_export.errors import OptionError
@@ -40,6 +40,8 @@ class TensorSpec:
 
 
 WhichStates = Literal["last", "all"]
+Compute = Literal["float32", "float16"]
+COMPUTE: tuple[Compute, ...] = get_args(Compute)
 WHICH_STATES: tuple[WhichStates, ...] = get_args(WhichStates)
 
 
@@ -52,11 +54,18 @@ class Extras:
             layer but the last gives, and those, as transformers counts them.
         attentions: Every layer's attention weights; on the eager path alone.
         inputs_embeds: Embeddings are fed in place of token ids; a graph of its own looks them up.
+        compute: What it computes in, and of its cache.
     """
 
     hidden_states: WhichStates | None = None
     attentions: bool = False
     inputs_embeds: bool = False
+    compute: Compute = "float32"
+
+    @property
+    def gives_more(self) -> bool:
+        """Whether any of them changes more than what the graph computes in."""
+        return replace(self, compute="float32") != NO_EXTRAS
 
 
 NO_EXTRAS = Extras()
@@ -100,7 +109,9 @@ def check_extras(config: LlamaConfig, path: AttentionPath, extras: Extras) -> No
     Raises:
         OptionError: Another task than text-generation, or attentions on a path that never has them.
     """
-    if extras != NO_EXTRAS and not config.generates:
+    if extras.compute == "float16":
+        _check_half(config, path, extras)
+    if extras.gives_more and not config.generates:
         raise OptionError(
             "hidden_states, attentions and inputs_embeds are for text-generation, "
             f"the task is {config.head.task}",
@@ -110,6 +121,22 @@ def check_extras(config: LlamaConfig, path: AttentionPath, extras: Extras) -> No
         raise OptionError(
             f"attentions are computed on the eager path alone, attention is {path}", "add --attention eager"
         )
+
+
+def _check_half(config: LlamaConfig, path: AttentionPath, extras: Extras) -> None:
+    """Refuse a graph that cannot be of float16: its angles and masks would be too."""
+    unfit = [
+        (not config.generates, f"the task is {config.head.task}", "leave --compute out"),
+        (path != "flash", f"attention is {path}", "use --attention flash"),
+        (config.rope.depends_on_length, f"rope is {config.rope.rope_type}", "leave --compute out"),
+        (extras.inputs_embeds, "embeddings are its input", "leave --inputs-embeds out"),
+    ]
+    for is_so, what, remedy in unfit:
+        if is_so:
+            raise OptionError(
+                f"compute float16 is for language models on the flash path with a table of angles, {what}",
+                remedy,
+            )
 
 
 def inputs(config: LlamaConfig, extras: Extras = NO_EXTRAS) -> list[TensorSpec]:
@@ -126,7 +153,7 @@ def inputs(config: LlamaConfig, extras: Extras = NO_EXTRAS) -> list[TensorSpec]:
         TensorSpec("position_ids", "int64", (BATCH, SEQUENCE)),
     ]
     for i in range(config.num_hidden_layers):
-        specs += [TensorSpec(name.format(i=i), "float32", past) for name in (PAST_KEY, PAST_VALUE)]
+        specs += [TensorSpec(name.format(i=i), extras.compute, past) for name in (PAST_KEY, PAST_VALUE)]
     return specs
 
 
@@ -149,7 +176,9 @@ def outputs(config: LlamaConfig, extras: Extras = NO_EXTRAS) -> list[TensorSpec]
     present: Dims = (BATCH, config.num_key_value_heads, TOTAL, config.head_dim)
     specs = [TensorSpec("logits", "float32", (BATCH, LOGITS, config.vocab_size))]
     for i in range(config.num_hidden_layers):
-        specs += [TensorSpec(name.format(i=i), "float32", present) for name in (PRESENT_KEY, PRESENT_VALUE)]
+        specs += [
+            TensorSpec(name.format(i=i), extras.compute, present) for name in (PRESENT_KEY, PRESENT_VALUE)
+        ]
     return specs + extra_outputs(config, extras)
 
 

@@ -38,7 +38,7 @@ from llama_export.parity.report import LayerError, TensorDifference
 from llama_export.parity.scene import Row, Scene, play
 from llama_export.parity.soft_prompt import soft_prompt_past
 from llama_export.parity.stored_weights import coarsest_blocks, stored_weights
-from llama_export.parity.tolerances import TOLERANCES, Quantity, Tolerance, rounding_of
+from llama_export.parity.tolerances import Quantity, Tolerance, rounding_of, tolerances_of
 from llama_export.parity.weight_values import compare_weights
 from llama_export.progress import byte_progress
 from llama_runtime.extras import Outputs, hidden_state_names
@@ -108,7 +108,7 @@ class Evidence:
     @property
     def tolerances(self) -> dict[Quantity, Tolerance]:
         """The table's column for this bundle."""
-        return TOLERANCES[self.rounding, RUNTIME]
+        return tolerances_of(self.rounding, RUNTIME, self.manifest.cache)
 
     def read_stored(self, name: str) -> Tensor:
         """A weight as the bundle stores it."""

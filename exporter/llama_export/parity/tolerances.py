@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from llama_export.weights.precision import BITS, PRECISIONS
+from llama_runtime.manifest import Cache
 
 Quantity = Literal[
     "texts",
@@ -113,6 +114,24 @@ TOLERANCES: dict[tuple[str, str], dict[Quantity, Tolerance]] = {
     },
 }
 """By what the weights lost on their way into the bundle, and by what runs it."""
+
+_HALF = "each operator's result rounded to float16's 11 significant bits"
+_IN_HALF: dict[Quantity, Tolerance] = {
+    "layer": Tolerance(1e-2, _HALF, 2e-3),
+    "logits": Tolerance(2e-2, _HALF, 4e-3),
+}
+
+
+def tolerances_of(rounding: str, runtime: str, cache: Cache | None) -> dict[Quantity, Tolerance]:
+    """The table's column for a bundle.
+
+    Args:
+        rounding: What its weights lost.
+        runtime: What runs it.
+        cache: Its cache, whose dtype is what the graph computes in; None where there is none.
+    """
+    found = TOLERANCES[rounding, runtime]
+    return found | _IN_HALF if cache is not None and cache.dtype == "float16" else found
 
 
 def rounding_of(source: torch.dtype, precision: str) -> str:

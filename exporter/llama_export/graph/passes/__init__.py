@@ -8,6 +8,7 @@ from llama_export.graph.passes.dequantize import (
     separate_head,
     store_weights_dequantized,
 )
+from llama_export.graph.passes.half import compute_in_half
 from llama_export.graph.passes.projections import PROJECTIONS, join_projections
 from llama_export.graph.passes.reshape import simplify_reshapes
 from llama_export.graph.passes.residual_norm import fuse_residual_norm
@@ -18,6 +19,7 @@ __all__ = [
     "PROJECTIONS",
     "BlockLayout",
     "SignedLayout",
+    "compute_in_half",
     "fuse_residual_norm",
     "join_projections",
     "separate_head",

@@ -171,6 +171,8 @@ def _check_soft_prompt(source: Checkpoint, recipe: Recipe) -> None:
             "--weights beside adds nothing to the model, a learned prompt must be written",
             "leave --weights out",
         )
+    if recipe.compute == "float16":
+        raise OptionError("compute is float16, which takes no learned prompt", "leave --compute out")
     if recipe.extras.gives_more:
         raise OptionError(
             "hidden states, attentions and embeddings are not given behind a learned prompt",

@@ -12,7 +12,7 @@ import torch
 
 from llama_export.graph import contract, parts
 from llama_export.graph.constant import add_constant, share_constant
-from llama_export.graph.passes import compute_in_half, fuse_residual_norm, simplify_reshapes
+from llama_export.graph.passes import compute_in_half, drop_bias, fuse_residual_norm, simplify_reshapes
 from llama_export.graph.stamp import stamp
 from llama_export.graph.trace import Traced, trace
 from llama_export.model.attention import AttentionPath
@@ -90,6 +90,8 @@ def build_graph(
     if path == "flash":
         fuse_residual_norm(graph)
     if extras.compute == "float16":
+        drop_bias(graph)
+        common_passes.RemoveUnusedNodesPass()(model)
         compute_in_half(graph)
     common_passes.CommonSubexpressionEliminationPass()(model)
     common_passes.RemoveUnusedNodesPass()(model)

@@ -129,7 +129,7 @@ def _check_half(config: LlamaConfig, path: AttentionPath, extras: Extras) -> Non
         (not config.generates, f"the task is {config.head.task}", "leave --compute out"),
         (path != "flash", f"attention is {path}", "use --attention flash"),
         (config.rope.depends_on_length, f"rope is {config.rope.rope_type}", "leave --compute out"),
-        (extras.inputs_embeds, "embeddings are its input", "leave --inputs-embeds out"),
+        (extras.gives_more, "it has other inputs or outputs than the default", "leave --compute out"),
     ]
     for is_so, what, remedy in unfit:
         if is_so:

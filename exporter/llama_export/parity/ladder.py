@@ -51,11 +51,22 @@ def _whole_context(evidence: Evidence) -> str | None:
 
 def _by_position_alone(evidence: Evidence) -> str | None:
     depends = evidence.config.rope.rope_type in ("dynamic", "longrope")
-    return "angles depend on the length of the text; whole context covers them" if depends else None
+    if depends:
+        return "angles depend on the length of the text; whole context covers them"
+    return _no_padding_in_front(evidence)
 
 
 def _rounded(evidence: Evidence) -> str | None:
     return "the bundle stores the checkpoint's own values" if evidence.rounding == "exact" else None
+
+
+def _no_padding_in_front(evidence: Evidence) -> str | None:
+    in_half = evidence.manifest.kv_cache.dtype == "float16"
+    return "a float16 graph takes no padding in front, as attention on GPUs has none" if in_half else None
+
+
+def _left_padded(evidence: Evidence) -> str | None:
+    return _in_full(evidence) or _no_padding_in_front(evidence)
 
 
 def _whole_text(evidence: HeadEvidence) -> str | None:
@@ -112,7 +123,13 @@ LADDER: tuple[Rung[Evidence], ...] = (
     Rung("prefill", "logits", logits.measure_prefill, scene=_prompt_scene),
     Rung("decode", "logits", logits.measure_decode, scene=lambda e: e.continued_scene),
     Rung("chunked prefill", "logits", logits.measure_chunk, scene=lambda e: e.continued_scene),
-    Rung("left-padded batch", "logits", logits.measure_left, _in_full, lambda e: e.batch_scene(True)),
+    Rung(
+        "left-padded batch",
+        "logits",
+        logits.measure_left,
+        _left_padded,
+        lambda e: e.batch_scene(True),
+    ),
     Rung("right-padded batch", "logits", logits.measure_right, _in_full, lambda e: e.batch_scene(False)),
     Rung("far positions", "layer", first_layer.measure_far, _by_position_alone, scene=first_layer.far_scene),
     Rung("whole context", "logits", logits.measure_context, _whole_context),

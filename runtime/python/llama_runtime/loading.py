@@ -39,6 +39,8 @@ def load_bundle(
     own_kernels: bool,
 ) -> Loaded:
     """Load a bundle's graphs, with our own operators where they are there, wanted and right."""
+    if provider == PROVIDERS["cuda"]:
+        _check_runs_on_cuda(folder, manifest)
     path = folder / manifest.model.path
 
     def options() -> Any:
@@ -95,6 +97,20 @@ def find_provider(onnxruntime: Any, device: Device) -> str:
             "in an environment without onnxruntime: pip install 'llama-export[cuda]'",
         )
     return provider
+
+
+def _check_runs_on_cuda(folder: Path, manifest: Manifest) -> None:
+    """Refuse a bundle whose attention or products ONNX Runtime would leave to the CPU, for every token.
+
+    Raises:
+        OptionError: Its fused attention computes in float32, which ONNX Runtime's CUDA kernel does not.
+    """
+    in_half = manifest.cache is not None and manifest.cache.dtype == "float16"
+    if manifest.attention == "flash" and not in_half:
+        raise OptionError(
+            f"{folder}: its fused attention computes in float32, on GPUs ONNX Runtime has it in float16",
+            "export with --compute float16, or with --attention sdpa",
+        )
 
 
 def load_graph(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llama_runtime.cache import KVCache, cache_names
+from llama_runtime.device_memory import DeviceRows
 from llama_runtime.extras import Outputs, shape_of
 from llama_runtime.manifest import EMBEDS, Manifest
 
@@ -132,11 +133,17 @@ class Step:
             # An output that stays bound would be taken for a buffer of the right size.
             self._binding.bind_output(present, *CPU)
 
-    def _bind_input(self, name: str, array: np.ndarray) -> None:
-        self._binding.bind_input(name, *CPU, array.dtype.type, array.shape, array.ctypes.data)
+    def _bind_input(self, name: str, array: np.ndarray | DeviceRows) -> None:
+        self._binding.bind_input(name, *_place(array))
 
-    def _bind_output(self, name: str, array: np.ndarray) -> None:
-        self._binding.bind_output(name, *CPU, array.dtype.type, array.shape, array.ctypes.data)
+    def _bind_output(self, name: str, array: np.ndarray | DeviceRows) -> None:
+        self._binding.bind_output(name, *_place(array))
+
+
+def _place(array: np.ndarray | DeviceRows) -> tuple[Any, ...]:
+    if isinstance(array, DeviceRows):
+        return array.place
+    return *CPU, array.dtype.type, array.shape, array.ctypes.data
 
 
 def ragged_mask(lengths: np.ndarray, width: int | None) -> np.ndarray:

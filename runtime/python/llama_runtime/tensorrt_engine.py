@@ -6,70 +6,19 @@ all in the same scratch memory, since everything runs in one stream.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from llama_runtime.cuda import Cuda, DeviceBuffer
+from llama_runtime.device_memory import DeviceMemory
 from llama_runtime.engine import Feeds
 from llama_runtime.engine_file import EngineFile
 from llama_runtime.errors import EngineError
 from llama_runtime.interface import TensorSpec
 from llama_runtime.tensorrt_library import Library
 
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 _HOST_INPUT = "kv_bucket"
-
-
-class DeviceMemory:
-    """Keys and values on the GPU: one buffer [rows, K, C, D] for each tensor.
-
-    Attributes:
-        rows: How many rows.
-        buffers: In the order of the engine's cache inputs.
-        graphs: What was recorded over these buffers, by what it was recorded for.
-    """
-
-    def __init__(self, cuda: Cuda, specs: Sequence[TensorSpec], rows: int) -> None:
-        self.rows, self.graphs = rows, dict[tuple[int, ...], Any]()
-        self._cuda, self._specs = cuda, specs
-        self.row_bytes = [_bytes_of(spec, spec.shape[1:]) for spec in specs]
-        self.buffers = [cuda.allocate(rows * nbytes) for nbytes in self.row_bytes]
-
-    def __del__(self) -> None:
-        for executable in self.graphs.values():
-            self._cuda.forget(executable)
-
-    def take_row(self, other: DeviceMemory, source: int, target: int, length: int) -> None:
-        """As ``engine.Memory`` says; head by head, since a head's unused slots are between two."""
-        for index, spec in enumerate(self._specs):
-            K, C, D = _sizes(spec)
-            head, wanted = C * D * _ITEM_BYTES[spec.dtype], length * D * _ITEM_BYTES[spec.dtype]
-            begin, end = (
-                memory.buffers[index].address + row * memory.row_bytes[index]
-                for memory, row in ((other, source), (self, target))
-            )
-            for k in range(K):
-                self._cuda.copy(end + k * head, begin + k * head, wanted)
-
-    def read_row(self, row: int, length: int) -> list[np.ndarray]:
-        """As ``engine.Memory`` says."""
-        found = []
-        for buffer, nbytes, spec in zip(self.buffers, self.row_bytes, self._specs, strict=True):
-            whole = np.empty(_sizes(spec), _stored_as(spec.dtype))
-            self._cuda.download(whole, buffer.address + row * nbytes)
-            found.append(_from_stored(np.ascontiguousarray(whole[:, :length]), spec.dtype))
-        return found
-
-    def write_row(self, row: int, arrays: Sequence[np.ndarray]) -> None:
-        """As ``engine.Memory`` says."""
-        for buffer, nbytes, spec, array in zip(
-            self.buffers, self.row_bytes, self._specs, arrays, strict=True
-        ):
-            whole = np.zeros(_sizes(spec), _stored_as(spec.dtype))
-            whole[:, : array.shape[1]] = _to_stored(array, spec.dtype)
-            self._cuda.upload(buffer.address + row * nbytes, whole)
 
 
 class TensorRTEngine:
@@ -244,39 +193,7 @@ def _must(ok: bool, name: str) -> None:
         raise EngineError(f"TensorRT refuses shape or address of {name}")
 
 
-def _sizes(spec: TensorSpec) -> tuple[int, int, int]:
-    """K, C, D of a cache."""
-    _, K, C, D = spec.shape
-    assert isinstance(K, int) and isinstance(C, int) and isinstance(D, int)
-    return K, C, D
-
-
-def _bytes_of(spec: TensorSpec, dims: tuple[int | str, ...]) -> int:
-    sizes = [dim for dim in dims if isinstance(dim, int)]
-    return int(np.prod(sizes)) * _ITEM_BYTES[spec.dtype]
-
-
 def _filled(spec: TensorSpec, rows: int, tokens: int) -> tuple[int, ...]:
     """An output's shape in a run: its first open dim is the rows, its second the tokens."""
     sizes = iter((rows, tokens))
     return tuple(dim if isinstance(dim, int) else next(sizes) for dim in spec.shape)
-
-
-def _stored_as(dtype: str) -> Any:
-    return np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
-
-
-def _from_stored(array: np.ndarray, dtype: str) -> np.ndarray:
-    """bfloat16's bits to float32."""
-    if dtype != "bfloat16":
-        return array
-    return (array.astype(np.uint32) << 16).view(np.float32)
-
-
-def _to_stored(array: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 to the nearest bfloat16's bits; exact for what ``_from_stored`` gave."""
-    if dtype != "bfloat16":
-        return array
-    wide = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    bits: np.ndarray = ((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16).astype(np.uint16)
-    return bits

@@ -6,9 +6,8 @@ The same interface as a session of ONNX Runtime, with the same generator on top.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,7 @@ from llama_runtime.engine import Engine, Memory
 from llama_runtime.engine_file import EngineFile, check_runs_here, read_engine_file, read_plan
 from llama_runtime.errors import EngineError, OptionError, PromptError
 from llama_runtime.extras import Outputs
+from llama_runtime.leased_cache import Lease, LeasedCache
 from llama_runtime.manifest import Limits, Manifest
 from llama_runtime.session import Session
 from llama_runtime.soft_prompt import read_soft_prompt
@@ -30,75 +30,6 @@ from llama_runtime.tensorrt_library import find_library
 # By how much of the largest logit an engine may differ from the float32 reference on a bundle's own weights:
 # what it computes in rounds in every layer, and few bits round the weights themselves.
 ROUNDING = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2, "int8": 8e-2, "fp8": 0.15, "int4": 0.3}
-
-
-class Lease:
-    """Memory that is somebody's; when nobody holds the lease any more, the next one gets it."""
-
-    def __init__(self, memory: Memory, idle: list[Memory]) -> None:
-        self.memory = memory
-        weakref.finalize(self, idle.append, memory)
-
-
-@dataclass
-class EngineCache(KVCache):
-    """Rows of an engine's memory, all of its slots; nothing moves when the cache grows or shrinks.
-
-    Attributes:
-        session: Where its memory comes from.
-        lease: Of the memory, which views of this cache share.
-        first_row: The first of the memory's rows that is this cache's.
-    """
-
-    session: EngineSession = field(kw_only=True, repr=False)
-    lease: Lease = field(kw_only=True, repr=False)
-    first_row: int = field(default=0, kw_only=True)
-
-    def enlarge(self, capacity: int) -> None:
-        """Every row has all slots already."""
-        self.capacity = capacity
-
-    def arrays(self) -> list[np.ndarray]:
-        """Copies of all rows' valid positions: [B, K, O + P, D] for each tensor."""
-        memory, end = self.lease.memory, self.offset + self.length
-        rows = [memory.read_row(self.first_row + row, end) for row in range(self.rows)]
-        return [np.stack(parts) for parts in zip(*rows, strict=True)]
-
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """Make row i what row ``rows[i]`` is now, in other memory, since rows may change places."""
-        lease, end = self.session.lease(len(rows)), self.offset + self.length
-        for target, source in enumerate(rows):
-            lease.memory.take_row(self.lease.memory, self.first_row + source, target, end)
-        self.rows, self.first_row, self.lease = len(rows), 0, lease
-
-    def view(self, first: int, rows: int) -> EngineCache:
-        """Some of the rows, in the same memory, with a length of their own."""
-        return EngineCache(
-            rows, self.capacity, True, [], offset=self.offset,
-            session=self.session, lease=self.lease, first_row=self.first_row + first,
-        )  # fmt: skip
-
-    def move_to(self, view: KVCache) -> None:
-        """Stand where another view of the same memory stands."""
-        assert isinstance(view, EngineCache)
-        self.first_row = view.first_row
-
-    def move_row(self, source: int, target: int, length: int) -> None:
-        """Copy a row's first ``length`` positions to another row."""
-        memory, end = self.lease.memory, self.offset + length
-        memory.take_row(memory, self.first_row + source, self.first_row + target, end)
-
-    def read_row(self, length: int) -> list[np.ndarray]:
-        """Copy the first row: key and value of layer 0, of layer 1, ..., each [K, length, D]."""
-        whole = self.lease.memory.read_row(self.first_row, self.offset + length)
-        return [np.ascontiguousarray(array[:, self.offset :]) for array in whole]
-
-    def write_row(self, arrays: Sequence[np.ndarray]) -> None:
-        """Fill the only row with what ``read_row`` gave."""
-        learned = self.session.soft_prompt
-        if learned:
-            arrays = [np.concatenate(pair, axis=1) for pair in zip(learned, arrays, strict=True)]
-        self.lease.memory.write_row(self.first_row, arrays)
 
 
 class EngineSession(Session):
@@ -120,7 +51,7 @@ class EngineSession(Session):
         self.rounding = ROUNDING[file.precision]
         self._idle: dict[int, list[Memory]] = {}
 
-    def new_cache(self, *, capacity: int, rows: int = 1) -> EngineCache:
+    def new_cache(self, *, capacity: int, rows: int = 1) -> LeasedCache:
         """As ``Session.new_cache``, of no more rows and positions than the engine was built for.
 
         Raises:
@@ -139,13 +70,15 @@ class EngineSession(Session):
                 f"a cache of {capacity} positions, the engine has {most}",
                 "build it with a larger --max-seq, or ask for fewer tokens",
             )
-        cache = EngineCache(rows, capacity, True, [], offset=offset, session=self, lease=self.lease(rows))
+        cache = LeasedCache(
+            rows, capacity, True, [], offset=offset, session=self, lease=self.lease(rows, capacity)
+        )
         for row in range(rows if self.soft_prompt else 0):
             cache.lease.memory.write_row(row, self.soft_prompt)
         return cache
 
-    def lease(self, rows: int) -> Lease:
-        """Give memory of so many rows to a cache.
+    def lease(self, rows: int, capacity: int) -> Lease:
+        """Give memory of so many rows, each with all slots whatever the capacity, to a cache.
 
         Raises:
             OptionError: More rows than the engine was built for.
@@ -221,7 +154,7 @@ class EngineSession(Session):
         self, shape: StepShape, tokens: np.ndarray, cache: KVCache, lengths: np.ndarray | None = None
     ) -> Outputs:
         """One run: T tokens behind each row's own past, in the smallest bucket that holds the longest."""
-        assert isinstance(cache, EngineCache)
+        assert isinstance(cache, LeasedCache)
         B, T = tokens.shape
         past = cache.offset + (np.full(B, cache.length, np.int64) if lengths is None else lengths)
         end = int(past.max()) + T

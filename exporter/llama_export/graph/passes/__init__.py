@@ -8,7 +8,7 @@ from llama_export.graph.passes.dequantize import (
     separate_head,
     store_weights_dequantized,
 )
-from llama_export.graph.passes.half import compute_in_half
+from llama_export.graph.passes.half import compute_in_half, drop_bias
 from llama_export.graph.passes.projections import PROJECTIONS, join_projections
 from llama_export.graph.passes.reshape import simplify_reshapes
 from llama_export.graph.passes.residual_norm import fuse_residual_norm
@@ -20,6 +20,7 @@ __all__ = [
     "BlockLayout",
     "SignedLayout",
     "compute_in_half",
+    "drop_bias",
     "fuse_residual_norm",
     "join_projections",
     "separate_head",

@@ -6,15 +6,32 @@ import numpy as np
 import onnx_ir as ir
 
 _WIDE, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-# What hides a slot is -1e9; in float16 that would be infinite, and 0 times it NaN.
-_LARGEST = 30000.0
+_BIAS = 10  # input of GroupQueryAttention
+
+
+def drop_bias(graph: ir.Graph) -> None:
+    """Take from every GroupQueryAttention the bias that hides padding in front: on GPUs it has none.
+
+    Requires:
+        A graph on the flash path. What made the bias is left for whoever removes unused nodes.
+
+    Ensures:
+        Rows that begin with a token, as all of our own runtime's do, get the numbers that they got.
+
+    Args:
+        graph: The assembled graph.
+    """
+    for node in graph:
+        if node.op_type == "GroupQueryAttention":
+            node.replace_input_with(_BIAS, None)
 
 
 def compute_in_half(graph: ir.Graph) -> None:
     """Turn a float32 graph on the flash path into one of float16.
 
     Requires:
-        Angles are tables, weights have no values yet, and norms are operators, which are float32 inside.
+        Angles are tables, weights have no values yet, norms are operators, which are float32 inside, and no
+        bias is left, whose -1e9 float16 does not have.
 
     Ensures:
         Weights, constants and everything between are float16, the cache's inputs and outputs too. Other
@@ -27,7 +44,7 @@ def compute_in_half(graph: ir.Graph) -> None:
         if value.dtype != _WIDE:
             continue
         if value.const_value is not None:
-            array = value.const_value.numpy().clip(-_LARGEST, _LARGEST).astype(np.float16)
+            array = value.const_value.numpy().astype(np.float16)
             value.const_value = ir.tensor(array, name=value.name)
         value.type = ir.TensorType(_HALF)
     for node in graph:

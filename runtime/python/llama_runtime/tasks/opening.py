@@ -65,6 +65,10 @@ def open_bundle(
         raise OptionError(
             f"engine {engine} is named, the device is {device}", "engines run with --device tensorrt"
         )
+    if device == "cuda":
+        from llama_runtime.cuda_session import open_cuda_session
+
+        return open_cuda_session(folder, manifest, threads), tokenizer
     return open_session(folder, manifest, threads=threads, device=device), tokenizer
 
 

@@ -157,6 +157,7 @@ class PlayedPlan:
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.file, self.cuda, self.runs, self.capturable = file, cuda, 0, True
+        self.weights = None  # the graph that they were taken from, in a plan without any
         self.names = [v.name for v in (*self.session.get_inputs(), *self.session.get_outputs())]
         self.num_io_tensors = len(self.names)
         self.num_optimization_profiles = len(file.profiles)
@@ -176,6 +177,7 @@ class PlayedPlan:
         return PlayedContext(self)
 
     def play(self, shapes, addresses, bucket):
+        assert self.weights or not self.file.stripped
         binding = self.session.io_binding()
         dtype_of = {v.name: DTYPES[v.type] for v in (*self.session.get_inputs(), *self.session.get_outputs())}
         for value in self.session.get_inputs():
@@ -206,11 +208,28 @@ def played_module(file, cuda):
             plans.append(PlayedPlan(plan.decode(), file, cuda))
             return plans[-1]
 
+    class Refitter:
+        def __init__(self, engine, logger) -> None:
+            self.engine = engine
+
+        def refit_cuda_engine(self):
+            return self.engine.weights is not None
+
+    class OnnxParserRefitter:
+        def __init__(self, refitter, logger) -> None:
+            self.refitter = refitter
+
+        def refit_from_file(self, path):
+            self.refitter.engine.weights = path
+            return True
+
     logger = SimpleNamespace(ERROR=1)
     return SimpleNamespace(
         Runtime=Runtime,
         Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None}),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
+        Refitter=Refitter,
+        OnnxParserRefitter=OnnxParserRefitter,
         plans=plans,
         logger=logger,
     )

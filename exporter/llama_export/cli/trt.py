@@ -42,6 +42,11 @@ from llama_export.show import engine_lines, engine_plan_lines
               help="A GPU to build for, with tensorrt-rtx; may be repeated. Default this machine's, "
                    "or all that have the precision.")  # fmt: skip
 @click.option("--version-compatible", is_flag=True, help="Later minor versions open the plan; tensorrt only.")
+@click.option("--refittable", is_flag=True, help="The plan's weights can be exchanged; tensorrt only.")
+@click.option("--stripped", is_flag=True,
+              help="A small plan without weights, which stay beside it; tensorrt only.")  # fmt: skip
+@click.option("--timing-cache", type=FOLDER, metavar="FILE",
+              help="Keeps what the builder measures, for its next builds; tensorrt only.")  # fmt: skip
 @click.option("--task", metavar="TASK", help="Of a checkpoint, as for onnx.")
 @click.option("--adapter", "adapters", type=FOLDER, multiple=True, help="For a checkpoint, as for onnx.")
 @click.option("--no-verify", is_flag=True, help="Of a checkpoint: do not compare its bundle with PyTorch.")

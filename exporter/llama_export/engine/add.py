@@ -18,7 +18,6 @@ from llama_export.engine.options import EngineOptions, Limits, limits
 from llama_export.engine.profiles import profiles
 from llama_export.engine.source import open_bundle
 from llama_export.engine.weights import HEAD_WEIGHT, TABLE_WEIGHT, plan_engine_weights
-from llama_export.errors import EngineError
 from llama_export.graph import contract, static_contract
 from llama_export.graph.passes import separate_head
 from llama_export.graph.static_graph import build_static_graph
@@ -88,18 +87,20 @@ def add_engine(folder: Path, manifest: Manifest, options: EngineOptions, target:
     built = None
     if target is not None:
         plan = home / f"{name}.plan"
-        built = build_plan(target.library, graph, engine, plan)
+        built = build_plan(target.library, graph, engine, plan, options.timing_cache)
         engine = dataclasses.replace(
             engine, plan=_entry(folder, plan), product=target.library.product,
             product_version=target.library.version, build_seconds=round(built.seconds, 3),
         )  # fmt: skip
-        # The plan holds the weights; graph and data can be made again at any time.
-        for path in (graph, *(home / location for location in digests)):
-            path.unlink()
-        digests = {}
+        if not engine.stripped:
+            # The plan holds the weights; graph and data can be made again at any time.
+            for path in (graph, *(home / location for location in digests)):
+                path.unlink()
+            digests = {}
     sidecar = home / f"{name}.json"
     sidecar.write_text(engine.to_json(), encoding="utf-8")
-    new = [_entry(folder, sidecar)] + ([engine.plan] if engine.plan else [engine.onnx])
+    new = [_entry(folder, sidecar), *([engine.plan] if engine.plan else [])]
+    new += [engine.onnx] if engine.plan is None or engine.stripped else []
     new += [FileEntry(f"{FOLDER}/{place}", d.size_bytes, d.sha256) for place, d in digests.items()]
     files = tuple(sorted((*kept, *new), key=lambda entry: entry.path))
     manifest = dataclasses.replace(manifest, files=files)
@@ -150,10 +151,6 @@ def _describe(
 ) -> EngineFile:  # fmt: skip
     """The sidecar, as far as it is known before the build."""
     config, dtype = source.config, options.dtype
-    if options.version_compatible and target is not None and target.library.product != "tensorrt":
-        raise EngineError(
-            f"{target.library.product} has no version-compatible plans", "leave --version-compatible out"
-        )
     return EngineFile(
         task=config.head.task,
         product=None,
@@ -172,6 +169,8 @@ def _describe(
         onnx=graph,
         plan=None,
         version_compatible=options.version_compatible,
+        refittable=options.refittable,
+        stripped=options.stripped,
         rebuild=_rebuild(options, bounds),
         build_seconds=None,
     )
@@ -186,7 +185,8 @@ def _rebuild(options: EngineOptions, bounds: Limits) -> tuple[str, ...]:
     if bounds.buckets:
         words += ["--buckets", ",".join(map(str, bounds.buckets))]
     words += ["--prefill-chunk", str(bounds.prefill_chunk), "--max-batch", str(bounds.max_batch)]
-    return (*words, *(["--version-compatible"] if options.version_compatible else []))
+    flags = ("version_compatible", "refittable", "stripped")
+    return (*words, *(f"--{flag.replace('_', '-')}" for flag in flags if getattr(options, flag)))
 
 
 def _specs(specs: list[contract.TensorSpec]) -> tuple[TensorSpec, ...]:

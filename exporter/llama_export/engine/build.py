@@ -44,8 +44,9 @@ def target_capabilities(library: Library, options: EngineOptions, here: str | No
         here: Compute capability of this machine's GPU; None where there is none.
 
     Raises:
-        OptionError: The builder cannot build for one of them.
+        OptionError: The builder cannot build for one of them, or so.
     """
+    _check_product(library, options)
     wanted = options.compute_capabilities
     if library.product == "tensorrt":
         if here is None or any(capability != here for capability in wanted):
@@ -71,12 +72,28 @@ def target_capabilities(library: Library, options: EngineOptions, here: str | No
     return wanted or ((here,) if here in known else known)
 
 
+def _check_product(library: Library, options: EngineOptions) -> None:
+    """Refuse what TensorRT alone has: TensorRT-RTX fails at each without a GPU, or measures nothing."""
+    for what, wanted in {
+        "version-compatible plans": options.version_compatible,
+        "refittable plans": options.refittable,
+        "plans without weights": options.stripped,
+        "timing cache": options.timing_cache is not None,
+    }.items():
+        if wanted and library.product != "tensorrt":
+            raise OptionError(
+                f"{library.product} has no {what}", "leave that option out, or use --builder tensorrt"
+            )
+
+
 def _known_capabilities(trt: Any) -> dict[str, Any]:
     members = trt.ComputeCapability.__members__
     return {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name.startswith("SM")}
 
 
-def build_plan(library: Library, graph: Path, engine: EngineFile, plan: Path) -> Built:
+def build_plan(
+    library: Library, graph: Path, engine: EngineFile, plan: Path, timing_cache: Path | None = None
+) -> Built:
     """Build an engine and write its plan.
 
     Args:
@@ -84,6 +101,7 @@ def build_plan(library: Library, graph: Path, engine: EngineFile, plan: Path) ->
         graph: The ONNX file, beside its data.
         engine: Its sidecar, as far as it is known: limits, profiles, interface, GPUs.
         plan: Where the plan goes; nothing is written unless the build succeeds.
+        timing_cache: As ``EngineOptions`` has it.
 
     Raises:
         EngineError: The parser or the builder refuses, or the network is not what the graph says.
@@ -91,10 +109,10 @@ def build_plan(library: Library, graph: Path, engine: EngineFile, plan: Path) ->
     start, logger = time.monotonic(), _quiet_logger(library.module)
     # Fused attention is what makes an engine fast: where there could be a kernel, it is demanded.
     fused = engine.dtype != "float32"
-    serialized = _build(library, graph, engine, logger, fused=fused)
+    serialized = _build(library, graph, engine, logger, timing_cache, fused=fused)
     if serialized is None and fused and any(_UNFUSED in text for text in logger.errors):
         fused, logger = False, _quiet_logger(library.module)
-        serialized = _build(library, graph, engine, logger, fused=False)
+        serialized = _build(library, graph, engine, logger, timing_cache, fused=False)
     if serialized is None:
         cause = _one_line(logger.errors[0]) if logger.errors else "it gives no reason"
         raise EngineError(
@@ -106,7 +124,9 @@ def build_plan(library: Library, graph: Path, engine: EngineFile, plan: Path) ->
     return Built(time.monotonic() - start, fused, tuple(map(_one_line, logger.warnings)))
 
 
-def _build(library: Library, graph: Path, engine: EngineFile, logger: Any, *, fused: bool) -> Any:
+def _build(
+    library: Library, graph: Path, engine: EngineFile, logger: Any, timing_cache: Path | None, *, fused: bool
+) -> Any:
     trt = library.module
     builder = trt.Builder(logger)
     network, _parser = parse_network(library, builder, logger, graph)
@@ -115,12 +135,44 @@ def _build(library: Library, graph: Path, engine: EngineFile, logger: Any, *, fu
         let_attention_fall_apart(library, network)
     config = builder.create_builder_config()
     _choose_gpus(library, config, engine)
-    if engine.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    for name in _flags(engine):
+        config.set_flag(getattr(trt.BuilderFlag, name))
+    if timing_cache is not None:
+        _give_timings(config, timing_cache)
     for number, profile in enumerate(engine.profiles):
         _add_profile(builder, network, config, profile, number)
     with _progress(trt, config, graph.stem):
-        return builder.build_serialized_network(network, config)
+        plan = builder.build_serialized_network(network, config)
+    if plan is not None and timing_cache is not None:
+        timing_cache.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    return plan
+
+
+def _flags(engine: EngineFile) -> list[str]:
+    """The builder's flags for what an engine is to be, by their names."""
+    wanted = {
+        "VERSION_COMPATIBLE": engine.version_compatible,
+        "REFIT": engine.refittable,
+        "STRIP_PLAN": engine.stripped,
+        # The weights that are put in again are those that were left out.
+        "REFIT_IDENTICAL": engine.stripped and not engine.refittable,
+    }
+    return [name for name, is_so in wanted.items() if is_so]
+
+
+def _give_timings(config: Any, file: Path) -> None:
+    """Let the builder know what it measured before.
+
+    Raises:
+        EngineError: The file is no timing cache, or that of another version or GPU.
+    """
+    try:
+        content = file.read_bytes() if file.exists() else b""
+    except OSError as error:
+        raise EngineError(f"{file}: cannot be read ({error.strerror})") from None
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise EngineError(f"{file}: is no timing cache of this builder and GPU", "name a new file")
 
 
 def _choose_gpus(library: Library, config: Any, engine: EngineFile) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from llama_export.errors import OptionError
@@ -43,6 +44,9 @@ class EngineOptions:
         compute_capabilities: The GPUs to build for, such as ``("8.6", "8.9")``; empty is this machine's,
             or where there is none, every one that the builder knows and the precision needs.
         version_compatible: Let later minor versions of the product open the plan.
+        refittable: Let a plan's weights be exchanged for others.
+        stripped: Leave the weights out of the plan: they stay beside it, and are put in when it is opened.
+        timing_cache: A file that keeps what the builder measured, for its next builds; made if need be.
 
     Raises:
         OptionError: A value is out of range.
@@ -58,6 +62,9 @@ class EngineOptions:
     builder: Wanted = "auto"
     compute_capabilities: tuple[str, ...] = ()
     version_compatible: bool = False
+    refittable: bool = False
+    stripped: bool = False
+    timing_cache: Path | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

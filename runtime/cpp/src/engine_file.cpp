@@ -87,6 +87,10 @@ EngineFile read(const Field& root) {
         return Plan{f["path"].path(), f["sha256"].string(), static_cast<uint64_t>(f["size_bytes"].integer(1))};
     });
     file.version_compatible = root["version_compatible"].boolean();
+    (void)root["refittable"].boolean();
+    if (root["stripped"].boolean()) {
+        throw Error(LR_ERROR_MANIFEST, "the engine's plan has no weights, which the C++ runtime does not put in", file.rebuild_command("BUNDLE"));
+    }
     check(file);
     return file;
 }

@@ -21,4 +21,4 @@ inline const char* const k_engine_sample = R"({
   "aliases": {"present.0.key": "past_key_values.0.key", "present.0.value": "past_key_values.0.value"},
   "onnx": {"path": "trt/fp16.onnx", "size_bytes": 1, "sha256": "00"},
   "plan": {"path": "trt/fp16.plan", "size_bytes": 3, "sha256": "ba7816bf"},
-  "version_compatible": true, "rebuild": ["--precision", "fp16"], "build_seconds": 1.5})";
+  "version_compatible": true, "refittable": false, "stripped": false, "rebuild": ["--precision", "fp16"], "build_seconds": 1.5})";

@@ -125,6 +125,7 @@ void sidecar() {
     refused("\"batch_size\", 2, 16, 4", "\"batch_size\", 4000000000, 16, 4000000000", "has no size, or no possible one");
     refused("\"batch_size\", 2, 16, 4", "\"batch_size\", 2, 8, 4", "is not [rows, heads, max_seq, size]");
     refused("\"tensorrt\"", "\"other\"", "product is \"other\", needs one of tensorrt, tensorrt-rtx");
+    refused("\"stripped\": false", "\"stripped\": true", "fp16.json: the engine's plan has no weights");
     refused("\"trt/fp16.plan\"", "\"/etc/passwd\"", "plan.path is ");
 }
 

@@ -62,6 +62,8 @@ class EngineFile:
         onnx: The graph that it was built from; the file need not be in the bundle any more.
         plan: The engine itself; None where the graph alone was written.
         version_compatible: Later minor versions of the product open it too.
+        refittable: Its weights can be exchanged for others.
+        stripped: It holds no weights: a reader puts in those of ``onnx``, which stands beside it.
         rebuild: Options of ``llama-export trt BUNDLE`` that make it again.
         build_seconds: How long the builder took.
     """
@@ -85,6 +87,8 @@ class EngineFile:
     onnx: FileEntry
     plan: FileEntry | None
     version_compatible: bool
+    refittable: bool
+    stripped: bool
     rebuild: tuple[str, ...]
     build_seconds: float | None
 
@@ -187,6 +191,22 @@ def read_plan(bundle: Path, engine: EngineFile) -> bytes:
     if found != entry.sha256:
         raise EngineError(f"{path}: SHA-256 is {found}, its sidecar lists {entry.sha256}", again)
     return content
+
+
+def read_graph(bundle: Path, engine: EngineFile) -> Path:
+    """Where the graph is whose weights a plan lacks.
+
+    Raises:
+        EngineError: It is missing or changed.
+    """
+    path, again = bundle / engine.onnx.path, engine.rebuild_command(bundle)
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be read ({error.strerror})", again) from None
+    if found != engine.onnx.sha256:
+        raise EngineError(f"{path}: SHA-256 is {found}, its sidecar lists {engine.onnx.sha256}", again)
+    return path
 
 
 def check_runs_here(

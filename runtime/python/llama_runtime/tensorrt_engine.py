@@ -6,6 +6,7 @@ all in the same scratch memory, since everything runs in one stream.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,15 @@ class TensorRTEngine:
         cuda: The GPU.
         file: The engine's sidecar.
         plan: Its bytes, checked.
+        graph: The ONNX file that has its weights, where it has none of its own.
 
     Raises:
         EngineError: TensorRT cannot load it, or it is not what the sidecar says.
     """
 
-    def __init__(self, library: Library, cuda: Cuda, file: EngineFile, plan: bytes) -> None:
+    def __init__(
+        self, library: Library, cuda: Cuda, file: EngineFile, plan: bytes, graph: Path | None = None
+    ) -> None:
         trt = library.module
         self._trt, self._cuda, self._file = trt, cuda, file
         self._logger = trt.Logger(trt.Logger.ERROR)
@@ -45,6 +49,8 @@ class TensorRTEngine:
                 f"{library.product} {library.version} cannot load the plan on this GPU",
                 "build it again here: llama-export trt BUNDLE --force",
             )
+        if graph is not None:
+            self._put_weights_in(graph)
         self._check()
         names = set(file.aliases.values())
         self._caches = [spec for spec in file.inputs if spec.name in names]
@@ -85,6 +91,14 @@ class TensorRTEngine:
         for name, array in results.items():
             self._cuda.download(array, self._buffers[name].address)
         return results
+
+    def _put_weights_in(self, graph: Path) -> None:
+        """Give a plan without weights those of its graph."""
+        trt = self._trt
+        refitter = trt.Refitter(self._engine, self._logger)
+        parser = trt.OnnxParserRefitter(refitter, self._logger)
+        if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
+            raise EngineError(f"{graph}: its weights do not fit the plan", "build it again, with --force")
 
     def _check(self) -> None:
         """The plan's interface and aliases must be those of the sidecar: what is bound depends on them."""

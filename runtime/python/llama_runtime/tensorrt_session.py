@@ -16,7 +16,7 @@ import numpy as np
 from llama_runtime.cache import KVCache
 from llama_runtime.cuda import open_cuda
 from llama_runtime.engine import Engine, Memory
-from llama_runtime.engine_file import EngineFile, check_runs_here, read_engine_file, read_plan
+from llama_runtime.engine_file import EngineFile, check_runs_here, read_engine_file, read_graph, read_plan
 from llama_runtime.errors import EngineError, OptionError, PromptError
 from llama_runtime.extras import Outputs
 from llama_runtime.leased_cache import Lease, LeasedCache
@@ -198,7 +198,8 @@ def open_engine_session(folder: Path, manifest: Manifest, name: str | None = Non
     library = find_library(file.product or "auto")
     cuda, capability = open_cuda()
     check_runs_here(folder, file, library.product, library.version, capability)
-    engine = TensorRTEngine(library, cuda, file, read_plan(folder, file))
+    graph = read_graph(folder, file) if file.stripped else None
+    engine = TensorRTEngine(library, cuda, file, read_plan(folder, file), graph)
     return EngineSession(engine, file, manifest, read_soft_prompt(folder, manifest))
 
 

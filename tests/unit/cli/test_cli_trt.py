@@ -156,8 +156,10 @@ def test_onnx_runtime_without_cuda_is_one_line(talking_bundle, monkeypatch):
     assert "only CPUExecutionProvider" in line
 
 
-def test_a_provider_that_finds_no_gpu_is_refused_and_not_replaced_by_the_cpu(talking_bundle, monkeypatch):
+def test_a_provider_that_finds_no_gpu_is_refused_and_not_replaced_by_the_cpu(talking, tmp_path, monkeypatch):
     import onnxruntime
+
+    llama_export.export(talking, tmp_path / "b", recipe=Recipe(attention="sdpa", verify=False))
 
     taken = onnxruntime.InferenceSession
 
@@ -168,4 +170,4 @@ def test_a_provider_that_finds_no_gpu_is_refused_and_not_replaced_by_the_cpu(tal
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
-    refused(run("run", talking_bundle, "hello", "--device", "cuda"), "CUDAExecutionProvider found no GPU")
+    refused(run("run", tmp_path / "b", "hello", "--device", "cuda"), "CUDAExecutionProvider found no GPU")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,12 +20,12 @@ from llama_export.engine.build import build_plan
 from llama_export.engine.network import check_network, parse_network
 from llama_export.engine.options import EngineOptions
 from llama_export.engine_export import export_engine
-from llama_export.errors import BundleError, EngineError
+from llama_export.errors import BundleError, EngineError, OptionError
 from llama_export.recipe import Recipe
 from llama_runtime.engine_file import read_engine_file, read_plan
 from llama_runtime.errors import MissingExtraError
 from llama_runtime.manifest import check_hashes, read_manifest
-from llama_runtime.tensorrt_library import find_library
+from llama_runtime.tensorrt_library import Library, find_library
 
 pytest.importorskip("tensorrt_rtx")
 SMALL = {"max_seq": 64, "buckets": (16, 64), "prefill_chunk": 32, "max_batch": 2}
@@ -173,11 +175,112 @@ def test_an_engine_is_replaced_only_with_force(bundle):
     export_engine(bundle, options=EngineOptions(precision="fp16", **SMALL), onnx_only=True, force=True)
 
 
-def test_version_compatible_plans_are_not_for_rtx(talking_bundle, tmp_path):
-    options = EngineOptions(version_compatible=True, **SMALL)
-    with pytest.raises(EngineError, match="tensorrt-rtx has no version-compatible plans"):
-        export_engine(talking_bundle, tmp_path / "b", options=options)
+@pytest.mark.parametrize(("choice", "words"), [
+    ({"version_compatible": True}, "version-compatible plans"),
+    ({"refittable": True}, "refittable plans"),
+    ({"stripped": True}, "plans without weights"),
+    ({"timing_cache": Path("timings")}, "timing cache"),
+])  # fmt: skip
+def test_what_tensorrt_rtx_does_not_have(talking_bundle, tmp_path, choice, words):
+    with pytest.raises(OptionError, match=f"tensorrt-rtx has no {words}") as refused:
+        export_engine(talking_bundle, tmp_path / "b", options=EngineOptions(**choice, **SMALL))
+    assert "--builder tensorrt" in refused.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+class RecordingBuilder:
+    """``tensorrt``'s module as far as a build calls it, on TensorRT-RTX's: all but the last step is real."""
+
+    def __init__(self, trt):
+        recorded = self
+
+        class Config:
+            """Its timings are bytes that begin with a mark; TensorRT-RTX's own are no operation."""
+
+            def __init__(self, real):
+                object.__setattr__(self, "real", real)
+
+            def __getattr__(self, name):
+                return getattr(self.real, name)
+
+            def create_timing_cache(self, content):
+                return content
+
+            def set_timing_cache(self, cache, ignore_mismatch):
+                recorded.given = cache
+                return cache[:4] in (b"", b"time") and not ignore_mismatch
+
+            def get_timing_cache(self):
+                return SimpleNamespace(serialize=lambda: b"time and again")
+
+        class Builder:
+            def __init__(self, logger):
+                self.real = trt.Builder(logger)
+
+            def create_builder_config(self):
+                return Config(self.real.create_builder_config())
+
+            def __getattr__(self, name):
+                return getattr(self.real, name)
+
+            def build_serialized_network(self, network, config):
+                flags = trt.BuilderFlag.__members__.items()
+                recorded.flags = {name for name, flag in flags if config.get_flag(flag)}
+                recorded.profiles = config.num_optimization_profiles
+                return b"a plan"
+
+        self._trt, self.Builder = trt, Builder
+
+    def __getattr__(self, name):
+        return getattr(self._trt, name)
+
+
+@pytest.fixture
+def tensorrt(library, monkeypatch):
+    module = RecordingBuilder(library.module)
+    found = Library(module, "tensorrt", "11.4.0")
+    monkeypatch.setattr("llama_export.engine_export.find_library", lambda wanted: found)
+    monkeypatch.setattr("llama_export.engine_export.compute_capability", lambda: "9.0")
+    return module
+
+
+OF_PLANS = {
+    "version_compatible": {"VERSION_COMPATIBLE"},
+    "refittable": {"REFIT"},
+    "stripped": {"STRIP_PLAN", "REFIT_IDENTICAL"},
+    "refittable stripped": {"STRIP_PLAN", "REFIT"},
+    "": set(),
+}
+
+
+@pytest.mark.parametrize("choices", OF_PLANS)
+def test_what_tensorrt_is_told(talking_bundle, tmp_path, tensorrt, choices):
+    chosen = choices.split()
+    options = EngineOptions(**dict.fromkeys(chosen, True), **SMALL)
+    done = export_engine(talking_bundle, tmp_path / "b", options=options)
+    asked = set().union(*OF_PLANS.values())
+    assert (tensorrt.flags & asked, tensorrt.profiles) == (OF_PLANS[choices], 3)
+    engine = read_engine_file(done.output, "bf16")
+    assert (engine.product, engine.compute_capabilities) == ("tensorrt", ("9.0",))
+    assert [word for word in engine.rebuild[-2:] if word.startswith("--")][-len(chosen) :] == [
+        f"--{name.replace('_', '-')}" for name in chosen or ["max_batch"]
+    ]
+    kept = {path.name for path in (done.output / "trt").iterdir()}
+    graph = {"bf16.onnx", "bf16.onnx_data"} if engine.stripped else set()
+    assert kept == {"bf16.json", "bf16.plan", *graph}
+    check_hashes(done.output, read_manifest(done.output))
+
+
+def test_a_timing_cache_is_made_and_used_again(talking_bundle, tmp_path, tensorrt):
+    options = EngineOptions(timing_cache=tmp_path / "timings", **SMALL)
+    export_engine(talking_bundle, tmp_path / "a", options=options)
+    assert (tensorrt.given, (tmp_path / "timings").read_bytes()) == (b"", b"time and again")
+    export_engine(talking_bundle, tmp_path / "b", options=options)
+    assert tensorrt.given == b"time and again"
+    (tmp_path / "timings").write_bytes(b"something else")
+    with pytest.raises(EngineError, match="timings: is no timing cache of this builder and GPU"):
+        export_engine(talking_bundle, tmp_path / "c", options=options)
+    assert not (tmp_path / "c").exists()
 
 
 def test_without_a_builder_one_line_says_what_to_install(monkeypatch):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,14 +26,14 @@ from llama_export.recipe import Recipe
 from llama_runtime import Generator, SamplingOptions
 from llama_runtime.cuda import Cuda
 from llama_runtime.engine_file import read_engine_file
-from llama_runtime.errors import OptionError, PromptError
-from llama_runtime.manifest import read_manifest
+from llama_runtime.errors import EngineError, OptionError, PromptError
+from llama_runtime.manifest import FileEntry, read_manifest
 from llama_runtime.soft_prompt import read_soft_prompt
 from llama_runtime.tasks.batch import TextModel
 from llama_runtime.tasks.embed import Embedder
 from llama_runtime.tensorrt_engine import TensorRTEngine
 from llama_runtime.tensorrt_library import Library
-from llama_runtime.tensorrt_session import EngineSession
+from llama_runtime.tensorrt_session import EngineSession, open_engine_session
 
 __all__ = ["quick_graphs", "talking", "talking_bundle"]
 SMALL = {"max_seq": 96, "buckets": (16, 32, 96), "prefill_chunk": 8, "max_batch": 4}
@@ -210,3 +213,34 @@ def test_selftest_of_an_engine_that_is_shorter_than_the_known_answers(talking_bu
     result = selftest(tmp_path / "c", "--engine", "fp16")
     assert result.exit_code == 2
     assert "every known answer is longer than the engine" in result.stderr
+
+
+def test_a_plan_without_weights_gets_those_of_its_graph(talking_bundle, tmp_path, monkeypatch):
+    """What ``--device tensorrt`` does, to TensorRT's own calls."""
+    folder = with_engine(talking_bundle, tmp_path / "b")
+    own = llama_runtime.load(folder, threads=1)
+    graph = folder / "trt/fp32.onnx"
+    file = dataclasses.replace(
+        read_engine_file(folder), stripped=True, product="tensorrt", product_version="11.4",
+        plan=FileEntry("trt/fp32.plan", len(str(graph)), hashlib.sha256(str(graph).encode()).hexdigest()),
+        compute_capabilities=("9.0",),
+    )  # fmt: skip
+    (folder / "trt/fp32.json").write_text(file.to_json())
+    (folder / "trt/fp32.plan").write_text(str(graph))
+    runtime = PlayedCuda()
+    module = played_module(file, runtime)
+    opened = "llama_runtime.tensorrt_session"
+    monkeypatch.setattr(f"{opened}.find_library", lambda product: Library(module, "tensorrt", "11.4"))
+    monkeypatch.setattr(f"{opened}.open_cuda", lambda: (Cuda(runtime), "9.0"))
+    options = SamplingOptions(max_new_tokens=20)
+    session = open_engine_session(folder, own.manifest)
+    found = Generator(session, own.tokenizer).generate(PROMPT, options)
+    assert found.tokens == own.generate(PROMPT, options).tokens
+    assert module.plans[0].weights == str(graph)
+    monkeypatch.setattr(module, "Refitter", lambda engine, logger: SimpleNamespace(
+        engine=engine, refit_cuda_engine=lambda: False))  # fmt: skip
+    with pytest.raises(EngineError, match=r"fp32\.onnx: its weights do not fit the plan"):
+        open_engine_session(folder, own.manifest)
+    graph.write_bytes(graph.read_bytes() + b"more")
+    with pytest.raises(EngineError, match="its sidecar lists"):
+        open_engine_session(folder, own.manifest)

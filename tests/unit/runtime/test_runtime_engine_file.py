@@ -45,6 +45,8 @@ FILE = EngineFile(
     onnx=FileEntry("trt/bf16.onnx", 3, "0" * 64),
     plan=FileEntry("trt/bf16.plan", len(PLAN), hashlib.sha256(PLAN).hexdigest()),
     version_compatible=False,
+    refittable=False,
+    stripped=False,
     rebuild=("--precision", "bf16", "--max-seq", "64"),
     build_seconds=1.5,
 )  # fmt: skip

@@ -26,28 +26,34 @@ import numpy as np
 import torch
 from checkpoints import SHAPES, make_checkpoint
 from gpu_paths import (
+    PROMPT,
+    STEPS,
     CompiledPath,
     RunPath,
     SessionPath,
     TorchPath,
     engine_session,
     played_session,
+    read_all,
     torch_model,
 )
 
 import llama_export
 import llama_runtime
 from llama_export.checkpoint import Checkpoint, open_merged
-from llama_export.engine.options import EngineOptions
+from llama_export.engine.options import PRECISIONS, EngineOptions
+from llama_export.engine.weights import TABLE_WEIGHT, plan_engine_weights
 from llama_export.engine_export import export_engine
 from llama_export.recipe import Recipe
+from llama_runtime.tensorrt_session import ROUNDING
 
 PACKAGES = (
     *("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx_cu13", "cuda-bindings", "triton"),
 )
 # Of the largest logit. 16-bit weights and activations round in every layer; the reference does not.
-LIMITS = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 8e-2}
-PROMPT, STEPS, TIMED = 200, 8, 32
+LIMITS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 8e-2} | ROUNDING | {"fp32": 1e-3, "fp16": 2e-2}
+ITEM_BYTES = {"float32": 4.0, "fp32": 4.0}  # of a weight that a decode reads, where it is not 2
+TIMED = 32
 
 
 @dataclass
@@ -119,12 +125,12 @@ def prepare(args: argparse.Namespace, work: Path) -> Setting:
     checkpoint = make_checkpoint(work / "checkpoint", SHAPES[args.shape], "bfloat16")
     source = open_merged(checkpoint, (), None)
     buckets = tuple(int(number) for number in args.buckets.split(","))
-    ids = np.random.default_rng(11).integers(3, source.config.vocab_size, PROMPT + STEPS)
+    length = max(PROMPT + STEPS, buckets[-1])
+    ids = np.random.default_rng(11).integers(3, source.config.vocab_size, length)
     reference = TorchPath(torch_model(source, "eager", torch.float32, args.device), args.max_seq)
-    wanted = [reference.read(ids[:PROMPT], 0)]
-    wanted += [reference.read(ids[at : at + 1], at) for at in range(PROMPT, PROMPT + STEPS)]
+    wanted = read_all(reference, ids, buckets)
     del reference
-    return Setting(args, source, checkpoint, work, buckets, ids, np.stack(wanted), bandwidth(args.device))
+    return Setting(args, source, checkpoint, work, buckets, ids, wanted, bandwidth(args.device))
 
 
 def paths(setting: Setting) -> dict[str, tuple[str, Callable[[], RunPath]]]:
@@ -140,23 +146,28 @@ def paths(setting: Setting) -> dict[str, tuple[str, Callable[[], RunPath]]]:
         eager = torch_model(source, "sdpa", torch.bfloat16, args.device)
         return CompiledPath(eager, most, setting.buckets, "reduce-overhead")
 
-    def onnx() -> RunPath:
-        recipe = Recipe(verify=False)
-        folder = llama_export.export(
-            setting.checkpoint, setting.work / "onnx", recipe=recipe, force=True
-        ).output
+    def onnx(name: str, recipe: Recipe) -> Callable[[], RunPath]:
+        def path() -> RunPath:
+            folder = setting.work / name
+            llama_export.export(setting.checkpoint, folder, recipe=recipe, force=True)
+            return SessionPath(llama_runtime.load(folder, device=args.device).session, most)
 
-        return SessionPath(llama_runtime.load(folder, device=args.device).session, most)
+        return path
 
     found: dict[str, tuple[str, Callable[[], RunPath]]] = {
         "torch eager": ("bfloat16", model("eager", torch.bfloat16)),
         "torch sdpa": ("bfloat16", model("sdpa", torch.bfloat16)),
         "torch flash": ("bfloat16", model("flash", torch.bfloat16)),
         "torch.compile, CUDA graphs": ("bfloat16", compiled),
-        f"ONNX Runtime, {args.device}": ("float32", onnx),
-    }
-    for precision, dtype in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")):
-        found[f"TensorRT {precision}"] = (dtype, lambda precision=precision: engine(setting, precision))  # type: ignore[misc]
+        f"ONNX Runtime, {args.device}, flash": (
+            "float16", onnx("flash", Recipe(compute="float16", verify=False))
+        ),
+        f"ONNX Runtime, {args.device}, sdpa": (
+            "float32", onnx("sdpa", Recipe(attention="sdpa", verify=False))
+        ),
+    }  # fmt: skip
+    for precision in PRECISIONS:
+        found[f"TensorRT {precision}"] = (precision, lambda p=precision: engine(setting, p))  # type: ignore[misc]
     return found
 
 
@@ -165,9 +176,11 @@ def engine(setting: Setting, precision: Any) -> RunPath:
     args, on_gpu = setting.args, setting.args.device == "cuda"
     if not on_gpu and precision == "bf16":
         raise RuntimeError("needs a GPU: ONNX Runtime has no bfloat16 arithmetic on CPUs")
+    few_bits = precision in ("int8", "int4", "fp8")
     options = EngineOptions(
-        precision=precision, max_seq=args.max_seq, buckets=setting.buckets, prefill_chunk=64
-    )
+        precision=precision, max_seq=args.max_seq, buckets=setting.buckets, prefill_chunk=64,
+        compute="fp16" if few_bits and not on_gpu else None,
+    )  # fmt: skip
     done = export_engine(
         setting.checkpoint, setting.work / f"trt-{precision}", options=options, recipe=Recipe(verify=False),
         onnx_only=not on_gpu, force=True,
@@ -193,12 +206,8 @@ def measure(setting: Setting, name: str, dtype: str, make: Callable[[], RunPath]
 
 def check(setting: Setting, path: RunPath, result: Result) -> None:
     """Chunked prefill behind garbage, decode, and every bucket, against the reference."""
-    ids, got = setting.ids, []
     path.spoil()
-    path.read(ids[: PROMPT // 2], 0)
-    got.append(path.read(ids[PROMPT // 2 : PROMPT], PROMPT // 2))
-    got += [path.read(ids[at : at + 1], at) for at in range(PROMPT, PROMPT + STEPS)]
-    found, wanted = np.stack(got), setting.wanted
+    found, wanted = read_all(path, setting.ids, setting.buckets), setting.wanted
     result.error = float(np.abs(found - wanted).max() / np.abs(wanted).max())
     result.same_tokens = float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean())
     result.passed = bool(np.isfinite(found).all() and result.error <= LIMITS[result.dtype])
@@ -212,7 +221,10 @@ def clock(setting: Setting, path: RunPath, result: Result) -> None:
     result.prefill_tok_s = round(len(prompt) / seconds(lambda: path.read(prompt, 0), 3), 1)
     # Of the embedding, a decode reads one row; a tied one is read as the head.
     unread = set() if setting.source.config.tie_word_embeddings else {"model.embed_tokens.weight"}
-    weights = sum(t.nbytes for name, t in setting.source.tensors.items() if name not in unread)
+    read = {name: t for name, t in setting.source.tensors.items() if name not in unread}
+    weights = sum(t.nbytes for t in read.values()) // 2 * ITEM_BYTES.get(result.dtype, 2.0)
+    if result.dtype in ("int8", "int4", "fp8"):
+        weights = step_bytes(setting, result.dtype)
     engine = getattr(getattr(path, "session", None), "engine", None)
     for graphs in (True, False) if hasattr(engine, "use_graphs") else (None,):
         if graphs is not None:
@@ -224,8 +236,14 @@ def clock(setting: Setting, path: RunPath, result: Result) -> None:
             step_s = seconds(lambda start=start, token=token: path.read(token, start), TIMED)  # type: ignore[misc]
             label = f"{bucket}" + ("" if graphs in (True, None) else ", no graphs")
             result.decode_ms[label] = round(step_s * 1000, 3)
-            share = (weights * (2 if result.dtype == "float32" else 1)) / step_s / setting.bandwidth
+            share = weights / step_s / setting.bandwidth
             result.bandwidth_share[label] = round(share, 3)
+
+
+def step_bytes(setting: Setting, precision: Any) -> float:
+    """Bytes of weights that a decode of an engine of few bits reads: all but the table of embeddings."""
+    plan = plan_engine_weights(setting.source, EngineOptions(precision=precision), precision)
+    return float(sum(w.nbytes for name, w in plan.weights.items() if name != TABLE_WEIGHT))
 
 
 def fill(path: RunPath, setting: Setting, length: int) -> None:

@@ -37,6 +37,21 @@ class RunPath(Protocol):
 
 
 GARBAGE = 30.0
+PROMPT, STEPS = 200, 8
+
+
+def read_all(path: RunPath, ids: np.ndarray, buckets: tuple[int, ...]) -> np.ndarray:
+    """A prompt in two chunks, some decodes, then one at the end of every bucket; [N, V] logits of all."""
+    path.read(ids[: PROMPT // 2], 0)
+    got = [path.read(ids[PROMPT // 2 : PROMPT], PROMPT // 2)]
+    got += [path.read(ids[at : at + 1], at) for at in range(PROMPT, PROMPT + STEPS)]
+    at = PROMPT + STEPS
+    for bucket in buckets:
+        if bucket > at + 1:
+            path.read(ids[at : bucket - 1], at)
+            got.append(path.read(ids[bucket - 1 : bucket], bucket - 1))
+            at = bucket
+    return np.stack(got)
 
 
 class TorchPath:

@@ -14,9 +14,11 @@ import pytest
 from tiny_checkpoints import VARIANTS, write_checkpoint
 from tiny_heads import ARCHITECTURES, write_head_checkpoint
 
+import llama_export
 from llama_export.engine import add
 from llama_export.engine.add import Target, add_engine
 from llama_export.engine.build import build_plan
+from llama_export.engine.lint import check_graph
 from llama_export.engine.network import check_network, parse_network
 from llama_export.engine.options import EngineOptions
 from llama_export.engine_export import export_engine
@@ -299,3 +301,20 @@ def test_the_same_engine_of_a_bundle_that_is_staged(talking_bundle, library, tmp
     assert added.engine.compute_capabilities == ("8.6",)
     assert not (done.output / "trt/bf16.onnx").exists()
     check_hashes(done.output, read_manifest(done.output))
+
+
+@pytest.mark.parametrize(("path", "words"), [
+    ("flash", "GroupQueryAttention"),
+    ("sdpa", "the network has 0 cache updates, the model needs 4"),
+])  # fmt: skip
+def test_a_graph_of_another_contract_is_refused_and_nothing_is_written(
+    talking, bundle, library, tmp_path, path, words
+):
+    """A bundle's own graph is no engine's: the one that is built must have its caches updated in place."""
+    llama_export.export(talking, tmp_path / "b", recipe=Recipe(path, verify=False))
+    graph, plan = tmp_path / "b/onnx/model.onnx", tmp_path / "plan"
+    with pytest.raises(EngineError, match=words) as refused:
+        check_graph(onnx.load(graph, load_external_data=False), graph.name)
+        build_plan(library, graph, read_engine_file(bundle, "fp16"), plan)
+    assert refused.value.exit_code == 2
+    assert not plan.exists()

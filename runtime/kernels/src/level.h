@@ -33,10 +33,12 @@ struct Panels {
     int64_t blocks;
     int block;
     int bits;
+    bool half_scales;
 
     Panels only(int index) const {
         const size_t offset = index * panel_bytes;
-        return {records + offset, zero_points ? zero_points + offset : nullptr, panel_bytes, 1, blocks, block, bits};
+        const uint8_t* zeros = zero_points ? zero_points + offset : nullptr;
+        return {records + offset, zeros, panel_bytes, 1, blocks, block, bits, half_scales};
     }
 };
 

@@ -3,6 +3,7 @@
 
 #include "attend_tile.h"
 #include "quantize.h"
+#include "scale_line.h"
 #include "widen_tile.h"
 
 namespace llama_kernels {
@@ -24,16 +25,23 @@ inline __m256i broadcast(const int8_t* four) {
 
 inline __m256i widen(__m256i sixteen_bits) { return _mm256_madd_epi16(sixteen_bits, _mm256_set1_epi16(1)); }
 
+// Eight of a block's scales.
+inline __m256 scales_at(const uint8_t* line, bool half, int eight) {
+    if (!half) return _mm256_load_ps(reinterpret_cast<const float*>(line) + eight * 8);
+    return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(line) + eight));
+}
+
 template <int bits, bool zeros, int R>
 void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
     const __m256i low = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(static_cast<char>(0x80));
     __m256 totals[R][2];
     for (int r = 0; r < R; ++r) totals[r][0] = totals[r][1] = _mm256_setzero_ps();
     const int lines = panel.block * bits / 32;  // of 64 bytes; a multiple of 4
-    const uint8_t* record = panel.records;
+    const uint8_t *line = panel.records, *scale_line = line;
     const int8_t* codes = tile.codes;
     for (int64_t b = 0; b < panel.blocks; ++b) {
         __m256i sums[R][2];
+        scale_line = next_scales(panel, b, scale_line, line);
         const int32_t* offsets = tile.offsets + b * R;
         for (int half = 0; half < 2; ++half) {
             __m256i zero = _mm256_set1_epi32(bits == 8 ? 0 : 1);
@@ -44,7 +52,6 @@ void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
             }
             for (int r = 0; r < R; ++r) sums[r][half] = _mm256_mullo_epi32(zero, _mm256_set1_epi32(offsets[r]));
         }
-        const uint8_t* line = record + 64;
         for (int i = 0; i < lines; i += 4) {
             __m256i shorts[R][2];  // 4 bits: eight products of at most 3810 fit
             for (int r = 0; r < R; ++r) shorts[r][0] = shorts[r][1] = _mm256_setzero_si256();
@@ -75,15 +82,12 @@ void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
                         sums[r][half] = _mm256_add_epi32(sums[r][half], widen(shorts[r][half]));
         }
         for (int half = 0; half < 2; ++half) {
-            float eight[8];
-            __builtin_memcpy(eight, record + half * 32, sizeof eight);
-            const __m256 scale = _mm256_loadu_ps(eight);
+            const __m256 scale = scales_at(scale_line, panel.half_scales, half);
             for (int r = 0; r < R; ++r) {
                 const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(tile.scales[b * R + r]));
                 totals[r][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r][half]), both, totals[r][half]);
             }
         }
-        record = line;
     }
     for (int r = 0; r < R; ++r)
         for (int half = 0; half < 2; ++half) _mm256_storeu_ps(out + r * 16 + half * 8, totals[r][half]);

@@ -3,6 +3,7 @@
 
 #include "attend_tile.h"
 #include "quantize.h"
+#include "scale_line.h"
 #include "widen_tile.h"
 
 namespace llama_kernels {
@@ -20,6 +21,10 @@ inline __m512i broadcast(const int8_t* four) {
     return _mm512_set1_epi32(value);
 }
 
+inline __m512 scales_at(const uint8_t* line, bool half) {
+    return half ? _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(line))) : _mm512_load_ps(line);
+}
+
 // R rows times P panels, all sums in registers. A single row of a single panel has two sums, so that enough
 // are in flight, and fetches the next panel line by line while it reads this one.
 template <int bits, bool zeros, int R, int P>
@@ -33,16 +38,17 @@ void multiply_rows(const Panels& panels, const Tile& tile, float* out) {
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) totals[p][r] = _mm512_setzero_ps();
-    const uint8_t* record = panels.records;
+    const uint8_t *line = panels.records, *scale_line = line;
     const uint8_t* zero_points = panels.zero_points;
     const int8_t* codes = tile.codes;
     const float* scales = tile.scales;
     const int32_t* offsets = tile.offsets;
     for (int64_t b = 0; b < panels.blocks; ++b) {
         __m512i sums[P][R], second_chain = _mm512_setzero_si512();
+        scale_line = next_scales(panels, b, scale_line, line);
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
-            if (kFetches) _mm_prefetch(record + (P + p) * stride, _MM_HINT_T0);
+            if (kFetches) _mm_prefetch(scale_line + (P + p) * stride, _MM_HINT_T0);
             __m512i zero;
             if (zeros) {
                 const void* sixteen = zero_points + p * stride;
@@ -56,7 +62,6 @@ void multiply_rows(const Panels& panels, const Tile& tile, float* out) {
                 sums[p][r] = zeros ? _mm512_madd_epi16(zero, offset) : offset;
             }
         }
-        const uint8_t* line = record + 64;
         int left = panels.block * bits / 32;  // lines of 64 bytes, a multiple of 4
         do {                                  // at least once, which keeps g++ from preparing for none
 #pragma GCC unroll 4
@@ -94,7 +99,7 @@ void multiply_rows(const Panels& panels, const Tile& tile, float* out) {
         } while ((left -= 4) > 0);
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) {
-            const __m512 scale = _mm512_load_ps(record + p * stride);
+            const __m512 scale = scales_at(scale_line + p * stride, panels.half_scales);
 #pragma GCC unroll 6
             for (int r = 0; r < R; ++r) {
                 const __m512i sum = kChains == 2 ? _mm512_add_epi32(sums[p][r], second_chain) : sums[p][r];
@@ -102,7 +107,6 @@ void multiply_rows(const Panels& panels, const Tile& tile, float* out) {
                 totals[p][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), both, totals[p][r]);
             }
         }
-        record = line;
         zero_points += zeros ? 16 : 0;
         scales += R;
         offsets += R;

@@ -4,6 +4,7 @@
 
 #include "attend_tile.h"
 #include "quantize.h"
+#include "scale_line.h"
 #include "widen_tile.h"
 
 namespace llama_kernels {
@@ -17,6 +18,12 @@ inline __m256i broadcast(const int8_t* four) {
     return _mm256_set1_epi32(value);
 }
 
+// Eight of a block's scales.
+inline __m256 scales_at(const uint8_t* line, bool half, int eight) {
+    if (!half) return _mm256_load_ps(reinterpret_cast<const float*>(line) + eight * 8);
+    return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(line) + eight));
+}
+
 // R rows times a panel. A single row has two sums for each half, so that enough are in flight, and fetches the
 // next panel line by line while it reads this one.
 template <int bits, bool zeros, int R>
@@ -26,12 +33,13 @@ void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
     __m256 totals[R][2];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) totals[r][0] = totals[r][1] = _mm256_setzero_ps();
-    const uint8_t* record = panel.records;
+    const uint8_t *line = panel.records, *scale_line = line;
     const int8_t* codes = tile.codes;
     for (int64_t b = 0; b < panel.blocks; ++b) {
         __m256i sums[R][2], second_chain[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
         const int32_t* offsets = tile.offsets + b * R;
-        if (kChains == 2) _mm_prefetch(reinterpret_cast<const char*>(record + panel.panel_bytes), _MM_HINT_T0);
+        scale_line = next_scales(panel, b, scale_line, line);
+        if (kChains == 2) _mm_prefetch(reinterpret_cast<const char*>(scale_line + panel.panel_bytes), _MM_HINT_T0);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
             __m256i zero = _mm256_setzero_si256();
@@ -46,7 +54,6 @@ void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
                 sums[r][half] = zeros ? _mm256_madd_epi16(zero, offset) : offset;
             }
         }
-        const uint8_t* line = record + 64;
         int left = panel.block * bits / 32;  // lines of 64 bytes, a multiple of 4
         do {
 #pragma GCC unroll 2
@@ -71,7 +78,7 @@ void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
         } while ((left -= 2) > 0);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
-            const __m256 scale = _mm256_load_ps(reinterpret_cast<const float*>(record) + half * 8);
+            const __m256 scale = scales_at(scale_line, panel.half_scales, half);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
                 const __m256i sum = kChains == 2 ? _mm256_add_epi32(sums[r][half], second_chain[half]) : sums[r][half];
@@ -79,7 +86,6 @@ void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
                 totals[r][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), both, totals[r][half]);
             }
         }
-        record = line;
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {

@@ -3,6 +3,7 @@
 
 #include "attend_tile.h"
 #include "quantize.h"
+#include "scale_line.h"
 #include "widen_tile.h"
 
 #if defined(__linux__)
@@ -21,6 +22,12 @@ inline int8x16_t broadcast(const int8_t* four) {
     return vreinterpretq_s8_s32(vdupq_n_s32(value));
 }
 
+// Four of a block's scales.
+inline float32x4_t scales_at(const uint8_t* line, bool half, int four) {
+    if (!half) return vld1q_f32(reinterpret_cast<const float*>(line) + four * 4);
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(line) + four * 4)));
+}
+
 // 8 bits are read as signed, code - 128: the instruction takes signed bytes alone.
 template <int bits, bool zeros, int R>
 void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
@@ -28,10 +35,11 @@ void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
     for (int r = 0; r < R; ++r)
         for (int quarter = 0; quarter < kQuarters; ++quarter) totals[r][quarter] = vdupq_n_f32(0);
     const int lines = panel.block * bits / 32;  // of 64 bytes
-    const uint8_t* record = panel.records;
+    const uint8_t *line = panel.records, *scale_line = line;
     const int8_t* codes = tile.codes;
     for (int64_t b = 0; b < panel.blocks; ++b) {
         int32x4_t sums[R][kQuarters];
+        scale_line = next_scales(panel, b, scale_line, line);
         for (int quarter = 0; quarter < kQuarters; ++quarter) {
             int32_t zero[4];
             for (int i = 0; i < 4; ++i) {
@@ -39,7 +47,6 @@ void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
             }
             for (int r = 0; r < R; ++r) sums[r][quarter] = vmulq_n_s32(vld1q_s32(zero), tile.offsets[b * R + r]);
         }
-        const uint8_t* line = record + 64;
         for (int i = 0; i < lines; ++i, line += 64) {
             if (R == 1) __builtin_prefetch(line + panel.panel_bytes);
             for (int quarter = 0; quarter < kQuarters; ++quarter) {
@@ -55,14 +62,12 @@ void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
             codes += R * 32 / bits;
         }
         for (int quarter = 0; quarter < kQuarters; ++quarter) {
-            float four[4];
-            __builtin_memcpy(four, record + quarter * 16, sizeof four);
+            const float32x4_t four = scales_at(scale_line, panel.half_scales, quarter);
             for (int r = 0; r < R; ++r) {
-                const float32x4_t both = vmulq_n_f32(vld1q_f32(four), tile.scales[b * R + r]);
+                const float32x4_t both = vmulq_n_f32(four, tile.scales[b * R + r]);
                 totals[r][quarter] = vfmaq_f32(totals[r][quarter], vcvtq_f32_s32(sums[r][quarter]), both);
             }
         }
-        record = line;
     }
     for (int r = 0; r < R; ++r)
         for (int quarter = 0; quarter < kQuarters; ++quarter) vst1q_f32(out + r * 16 + quarter * 4, totals[r][quarter]);

@@ -18,13 +18,22 @@ int code_at(const uint8_t* codes, int bits, int output, int k) {
 // Where value k of a row stands among 4 or 8 (Tile::codes).
 int place_of(int bits, int k) { return bits == 8 ? k : k / 8 * 8 + k % 2 * 4 + k % 8 / 2; }
 
+float half(const uint8_t* at) {  // never a denormal
+    uint16_t bits;
+    std::memcpy(&bits, at, sizeof bits);
+    const float magnitude = bits & 0x7fff ? std::ldexp(1024.f + (bits & 0x3ff), (bits >> 10 & 31) - 25) : 0;
+    return bits & 0x8000 ? -magnitude : magnitude;
+}
+
 void multiply_one(const Panels& panel, const Tile& tile, float* sums) {
-    const size_t record_bytes = kPanelOutputs * (sizeof(float) + panel.block * panel.bits / 8);
+    const size_t code_bytes = kPanelOutputs * panel.block * panel.bits / 8;
+    const int together = panel.half_scales ? 2 : 1;
     for (int row = 0; row < tile.rows; ++row) {
         for (int output = 0; output < kPanelOutputs; ++output) {
             float total = 0;
             for (int64_t b = 0; b < panel.blocks; ++b) {
-                const uint8_t* record = panel.records + b * record_bytes;
+                const uint8_t* record = panel.records + b / together * (64 + together * code_bytes);
+                const uint8_t* codes = record + 64 + b % together * code_bytes;
                 const int64_t at = b * tile.rows + row;
                 const int zero = panel.zero_points ? panel.zero_points[b * kPanelOutputs + output] : 1;
                 int32_t sum = tile.offsets[at] * zero;
@@ -32,10 +41,11 @@ void multiply_one(const Panels& panel, const Tile& tile, float* sums) {
                     const int place = place_of(panel.bits, k);
                     const int64_t four = (b * panel.block + place) / 4;
                     const int activation = tile.codes[(four * tile.rows + row) * 4 + place % 4];
-                    sum += code_at(record + 64, panel.bits, output, k) * activation;
+                    sum += code_at(codes, panel.bits, output, k) * activation;
                 }
                 float scale;
-                std::memcpy(&scale, record + output * sizeof scale, sizeof scale);
+                if (panel.half_scales) scale = half(record + (b % 2 * kPanelOutputs + output) * 2);
+                else std::memcpy(&scale, record + output * sizeof scale, sizeof scale);
                 total = std::fma(static_cast<float>(sum), scale * tile.scales[at], total);
             }
             sums[row * kPanelOutputs + output] = total;

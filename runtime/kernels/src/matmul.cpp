@@ -71,19 +71,24 @@ void Matmul::run(const float* from, int64_t rows, float* to, const Parallel& par
     // A single row is bound by memory and reads one panel after the other; more rows share what they load.
     const int panels = rows == 1 ? 1 : kMaxPanels;
     const int together = activations.tiles() == 1 ? panels : kPanelsTogether;
+    const float factor = matrix_->factor();
     auto multiply = [&](int64_t panel, int64_t end, int64_t tile_index) {
         const uint8_t* records = matrix_->panel(panel);
-        const uint8_t* zeros = shape.zero_points ? records + shape.blocks() * shape.record_bytes() : nullptr;
+        const uint8_t* zeros = shape.zero_points ? records + shape.records() * shape.record_bytes() : nullptr;
         const int count = static_cast<int>(std::min<int64_t>(panels, end - panel));
         const Tile tile = activations.tile(tile_index);
         alignas(64) float sums[kMaxPanels * kMaxTileRows * kPanelOutputs];
-        level_.multiply({records, zeros, shape.panel_bytes(), count, shape.blocks(), shape.block, shape.bits}, tile, sums);
+        level_.multiply({records, zeros, shape.panel_bytes(), count, shape.blocks(), shape.block, shape.bits,
+                         shape.half_scales}, tile, sums);
         const float* sum = sums;
         for (int64_t first = panel * kPanelOutputs; first < (panel + count) * kPanelOutputs; first += kPanelOutputs) {
             const int outputs = static_cast<int>(std::min<int64_t>(kPanelOutputs, shape.outputs - first));
             for (int row = 0; row < tile.rows; ++row, sum += kPanelOutputs) {
                 float* target = to + (activations.first_row(tile_index) + row) * shape.outputs + first;
-                for (int i = 0; i < outputs; ++i) target[i] = bias_.empty() ? sum[i] : sum[i] + bias_[first + i];
+                for (int i = 0; i < outputs; ++i) {
+                    const float product = sum[i] * factor;
+                    target[i] = bias_.empty() ? product : product + bias_[first + i];
+                }
             }
         }
     };

@@ -5,6 +5,11 @@
 //   float  scales[16]
 //   uint8  codes[size * bits / 32][16][4]    4 bytes of output 0, 4 of output 1, ...: 64 bytes, one register
 //
+// or, where all scales of the matrix are float16 times one power of two, two blocks after two:
+//
+//   half   scales[2][16]
+//   uint8  codes[2][size * bits / 32][16][4]
+//
 // and behind the blocks of a panel, where the matrix has zero points, 16 bytes of them for each block. Bytes
 // are those of MatMulNBits: a byte of 4-bit codes is two values, the first in its low half. Outputs beyond N
 // have scale 0, values beyond K meet activations that are 0.
@@ -24,15 +29,19 @@ struct Layout {
     int bits;          // 4 or 8
     int block;         // values that share a scale: 32, 64 or 128
     bool zero_points;  // each block has its own code of zero; otherwise it is the middle one
+    bool half_scales;  // float16, two blocks beside each other
 
     int64_t blocks() const { return (inputs + block - 1) / block; }
     int64_t panels() const { return (outputs + kPanelOutputs - 1) / kPanelOutputs; }
     size_t code_bytes() const { return static_cast<size_t>(block) * bits / 8; }  // of one output's block
-    size_t record_bytes() const { return kPanelOutputs * (sizeof(float) + code_bytes()); }
+    size_t record_bytes() const {  // of the blocks that share a line of scales
+        return 64 + kPanelOutputs * code_bytes() * (half_scales ? 2 : 1);
+    }
+    size_t records() const { return static_cast<size_t>(half_scales ? (blocks() + 1) / 2 : blocks()); }  // of one panel
     size_t zero_bytes() const {  // of one panel, whole cache lines
         return zero_points ? (static_cast<size_t>(blocks()) * kPanelOutputs + 63) / 64 * 64 : 0;
     }
-    size_t panel_bytes() const { return static_cast<size_t>(blocks()) * record_bytes() + zero_bytes(); }
+    size_t panel_bytes() const { return records() * record_bytes() + zero_bytes(); }
 };
 
 // The arrays of MatMulNBits: codes [N, blocks, code_bytes], scales [N, blocks], and zero points
@@ -60,14 +69,16 @@ private:
 
 class Matrix {
 public:
-    // Packs on up to `threads` threads.
+    // Packs on up to `threads` threads; chooses the kind of scales.
     Matrix(const Layout& layout, const Source& source, int threads);
 
     const Layout& layout() const { return layout_; }
     const uint8_t* panel(int64_t index) const { return pages_.data() + index * layout_.panel_bytes(); }
+    float factor() const { return factor_; }  // what products are multiplied by: a power of two
 
 private:
     Layout layout_;
+    float factor_;
     Pages pages_;
 };
 

@@ -15,6 +15,7 @@ struct Case {
     int64_t outputs, inputs;
     int bits, block;
     bool zero_points, bias;
+    bool half_scales = false;  // float16, times a power of two
 };
 
 // A random matrix as MatMulNBits has it.
@@ -24,12 +25,14 @@ struct Made {
     std::vector<float> scales, bias;
 
     Made(const Case& c, std::mt19937& random, float scale = 0.01f)
-        : layout{c.outputs, c.inputs, c.bits, c.block, c.zero_points} {
+        : layout{c.outputs, c.inputs, c.bits, c.block, c.zero_points, false} {
         std::uniform_real_distribution<float> uniform(0.5f, 1.5f);
         codes.resize(c.outputs * layout.blocks() * layout.code_bytes());
         for (uint8_t& code : codes) code = static_cast<uint8_t>(random());
         scales.resize(c.outputs * layout.blocks());
-        for (float& s : scales) s = uniform(random) * scale;
+        for (float& s : scales) s = uniform(random) * scale * (random() % 2 ? 1 : -1);
+        if (c.half_scales)
+            for (float& s : scales) s = random() % 16 ? std::ldexp(std::rint(s / scale * 1024), -19 - int(random() % 20)) : 0;
         if (c.zero_points) zeros.resize(c.outputs * ((layout.blocks() * c.bits + 7) / 8));
         for (uint8_t& zero : zeros) zero = static_cast<uint8_t>(random());
         if (c.bias) bias.resize(c.outputs);
@@ -87,9 +90,9 @@ void check_case(const Case& c, int64_t rows, std::mt19937& random) {
     const std::vector<float> reference = made.product(*choose_level("scalar"), from, rows);
     for (const Level* level : levels_here())
         EXPECT(same(made.product(*level, from, rows), reference),
-               "%s differs from scalar: N %ld K %ld bits %d block %d zeros %d rows %ld", level->name,
+               "%s differs from scalar: N %ld K %ld bits %d block %d zeros %d half %d rows %ld", level->name,
                static_cast<long>(c.outputs), static_cast<long>(c.inputs), c.bits, c.block, c.zero_points,
-               static_cast<long>(rows));
+               c.half_scales, static_cast<long>(rows));
     for (int64_t row = 0; against_float64 && row < rows; ++row) {
         const float* exact = from + row * c.inputs;
         const std::vector<double> nearby = rounded(exact, c.inputs, c.block);
@@ -113,16 +116,17 @@ void every_shape(std::mt19937& random) {
     for (int bits : {4, 8})
         for (int block : {32, 64, 128})
             for (bool zero_points : {false, true})
-                for (int64_t rows : {1, 2, 3, 4, 5, 7, 12, 13, 25})
+                for (int64_t rows : {1, 2, 3, 4, 5, 12, 13})
                     for (int64_t inputs : {1, 31, 32, 33, 200, 256})
                         for (int64_t outputs : {1, 16, 37})
-                            check_case({outputs, inputs, bits, block, zero_points, rows % 2 == 0}, rows, random);
+                            for (bool half_scales : {false, true})
+                                check_case({outputs, inputs, bits, block, zero_points, rows % 2 == 0, half_scales}, rows, random);
 }
 
 void fuzz(std::mt19937& random, int rounds) {
     auto below = [&](int n) { return static_cast<int>(random() % n); };
     for (int i = 0; i < rounds; ++i)
-        check_case({1 + below(200), 1 + below(600), below(2) ? 4 : 8, 32 << below(3), below(2) == 1, below(2) == 1},
+        check_case({1 + below(200), 1 + below(600), below(2) ? 4 : 8, 32 << below(3), below(2) == 1, below(2) == 1, below(2) == 1},
                    1 + below(40), random);
 }
 
@@ -204,6 +208,29 @@ void extremes(std::mt19937& random) {
         }
 }
 
+// Scales that fit float16 are stored so, and nothing else changes.
+void scales(std::mt19937& random) {
+    for (int bits : {4, 8})
+        for (int64_t inputs : {96, 128}) {
+            Made half({17, inputs, bits, 32, false, false, true}, random);
+            Made whole = half;  // another row, one of whose scales does not fit
+            whole.layout.outputs = 18;
+            whole.codes.resize(whole.codes.size() + whole.layout.blocks() * whole.layout.code_bytes());
+            whole.scales.resize(whole.scales.size() + whole.layout.blocks(), 0.1f);
+            EXPECT(half.on(*levels_here()[0]).layout().half_scales, "scales that fit are stored as float32");
+            EXPECT(!whole.on(*levels_here()[0]).layout().half_scales, "0.1 is stored as float16");
+            const std::vector<float> from = normal(inputs, random);
+            for (const Level* level : levels_here())
+                EXPECT(std::memcmp(half.product(*level, from.data(), 1).data(), whole.product(*level, from.data(), 1).data(), 17 * 4) == 0,
+                       "%s: the kind of scales changes a product", level->name);
+            for (float wrong : {std::ldexp(1.f, -60), FLT_TRUE_MIN, std::numeric_limits<float>::infinity(), std::nanf("")}) {
+                Made far = half;
+                far.scales[3] = wrong, far.scales[4] = 1;
+                EXPECT(!far.on(*levels_here()[0]).layout().half_scales, "%g is stored as float16", wrong);
+            }
+        }
+}
+
 }  // namespace
 
 void test_matmul_threads(std::mt19937& random) { threads_and_batches(random); }
@@ -211,6 +238,7 @@ void test_matmul_threads(std::mt19937& random) { threads_and_batches(random); }
 void test_matmul(std::mt19937& random, int rounds) {
     every_shape(random);
     extremes(random);
+    scales(random);
     fuzz(random, rounds);
 }
 
@@ -224,7 +252,7 @@ void overread(const char* what) {
         const float scale = 1;
         const int32_t offset = 0;
         float sums[2 * kPanelOutputs];
-        level.multiply({matrix.panel(0), nullptr, made.layout.panel_bytes(), 2, 1, 32, 4}, {codes, &scale, &offset, 1}, sums);
+        level.multiply({matrix.panel(0), nullptr, made.layout.panel_bytes(), 2, 1, 32, 4, false}, {codes, &scale, &offset, 1}, sums);
     } else {  // one position too many
         const std::vector<float> query = normal(64, random), cache = normal(3 * 64, random);
         const int64_t begin = 0, end = 4;

@@ -23,6 +23,13 @@ def random_rows(seed=0, rows=37, columns=300):
     return torch.randn(rows, columns, generator=generator) * torch.rand(rows, 1, generator=generator)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("blocks", LAYOUTS, ids=str)
+def test_scales_have_no_more_bits_than_float16(blocks, method):
+    scales = quantize(random_rows(), blocks, METHODS[method]).scales
+    assert torch.equal(scales, (scales * 2**10).half().float() / 2**10)
+
+
 @pytest.mark.parametrize("blocks", LAYOUTS, ids=str)
 def test_rounding_is_within_a_step_of_the_blocks_range(blocks):
     values = random_rows()

@@ -89,8 +89,9 @@ class EngineOptions:
                 least = ".".join(map(str, _LEAST_CAPABILITY[precision]))
                 raise OptionError(
                     f"GPUs of compute capability {capability} have no {precision}, it needs {least} or more",
-                    "use --precision int8 --compute fp16" if self.kind else "use --precision fp16",
-                )
+                    "use --precision int8" if precision == self.kind
+                    else f"use {'--compute' if self.kind else '--precision'} fp16",
+                )  # fmt: skip
 
     def _check_few_bits(self) -> None:
         if self.compute is not None and self.compute not in COMPUTE:

@@ -149,7 +149,9 @@ def read_engine_file(bundle: Path, name: str | None = None) -> EngineFile:
     if not names:
         raise EngineError(f"{bundle}: has no engine", f"llama-export trt {bundle} makes one")
     if name is None and len(names) > 1:
-        raise EngineError(f"{bundle}: has engines {', '.join(names)}", f"name one, such as {names[0]}")
+        raise EngineError(
+            f"{bundle}: has engines {', '.join(names)}", f"name one, such as --engine {names[0]}"
+        )
     if name is not None and name not in names:
         raise EngineError(f"{bundle}: has no engine {name}, but {', '.join(names)}", "name one of these")
     path = bundle / FOLDER / f"{name or names[0]}.json"

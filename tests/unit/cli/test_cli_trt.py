@@ -113,6 +113,11 @@ def test_bundles_that_no_engine_can_be_made_of(talking, quick_graphs, tmp_path):
     before = files_in(folder)
     refused(trt(folder), "is a checkpoint with its bundle beside")
     assert files_in(folder) == before
+    # For an output elsewhere it is a checkpoint like any other.
+    result = trt(folder, tmp_path / "apart", *SMALL, "--onnx-only", "--no-verify")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "apart/trt/bf16.onnx").exists()
+    assert files_in(folder) == before
     llama_export.export(talking, tmp_path / "embeds", recipe=Recipe(inputs_embeds=True, verify=False))
     refused(trt(tmp_path / "embeds"), "takes embeddings in place of token ids")
 

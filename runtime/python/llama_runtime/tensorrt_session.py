@@ -28,8 +28,8 @@ from llama_runtime.tensorrt_engine import TensorRTEngine
 from llama_runtime.tensorrt_library import find_library
 
 # By how much of the largest logit an engine may differ from the float32 reference on a bundle's own weights:
-# what it computes in rounds in every layer, and few bits round the weights themselves. Measured on the demo and
-# on random weights, which exaggerate (benchmarks/LOG.md); bf16, which no CPU computes in, from its bits.
+# what it computes in rounds in every layer, and few bits round the weights themselves. From the demo and from
+# random weights, which exaggerate (benchmarks/LOG.md); bf16, which no CPU computes in, from its bits.
 ROUNDING = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2, "int8": 0.2, "fp8": 0.5, "int4": 1.0}
 
 

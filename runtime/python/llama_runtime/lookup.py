@@ -61,12 +61,17 @@ def check_lookup(manifest: Manifest) -> None:
 
     Raises:
         OptionError: Its rotary angles depend on the length of the text, so that a token read ahead would
-            turn those in front of it.
+            turn those in front of it; or it is an engine, a run of which gives the last token's logits alone.
     """
-    if "rope_length" in [spec.name for spec in manifest.optional_inputs]:
+    optional = [spec.name for spec in manifest.optional_inputs]
+    if "rope_length" in optional:
         raise OptionError(
             "prompt_lookup_num_tokens: this model's rotary angles depend on the length of the text",
             "leave it out",
+        )
+    if "num_logits_to_keep" not in optional:
+        raise OptionError(
+            "prompt_lookup_num_tokens: an engine gives the logits of a run's last token alone", "leave it out"
         )
 
 

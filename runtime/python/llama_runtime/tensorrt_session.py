@@ -216,4 +216,4 @@ def _as_the_engine_has_it(manifest: Manifest, file: EngineFile) -> Manifest:
     # What leaves the GPU: NumPy has no bfloat16.
     dtype: Literal["float16", "float32"] = "float16" if file.dtype == "float16" else "float32"
     cache = replace(manifest.cache, in_place=True, dtype=dtype)
-    return replace(manifest, limits=limits, cache=cache, outputs=outputs)
+    return replace(manifest, limits=limits, cache=cache, outputs=outputs, optional_inputs=())

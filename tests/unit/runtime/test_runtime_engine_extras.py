@@ -103,6 +103,12 @@ def test_outputs_that_an_engine_lacks_are_refused_by_name(talking, tmp_path):
     assert session.prefill(np.array([[1]]), cache).shape == (1, session.manifest.limits.vocab_size)
 
 
+def test_an_engine_reads_no_tokens_ahead(both):
+    generator = Generator(played(both), None)
+    with pytest.raises(OptionError, match="an engine gives the logits of a run's last token alone"):
+        generator.generate([1, 2, 3], SamplingOptions(max_new_tokens=4, prompt_lookup_num_tokens=3))
+
+
 @pytest.fixture(scope="module")
 def learned(talking, tmp_path_factory):
     """A bundle with a learned prompt of five positions, and its engines."""

@@ -156,6 +156,14 @@ def test_off_runs_without(made, monkeypatch):
     assert session_of(made).kernels is None
 
 
+def test_a_bundle_that_computes_in_float16_runs_without(caplog, tmp_path):
+    source = write_checkpoint(tmp_path / "source", CONFIGS["gqa"])
+    made = pipeline.export(source, tmp_path / "bundle", recipe=Recipe(compute="float16"))
+    session = open_session(made.output, made.manifest, threads=1)
+    assert session.kernels is None
+    assert "llama_runtime" not in [record.name for record in caplog.records]
+
+
 def one_line(caplog) -> str:
     (record,) = caplog.records
     assert record.name == "llama_runtime" and record.levelno == logging.WARNING

@@ -30,7 +30,8 @@ std::optional<std::string> find_kernels(const Manifest& manifest) {
     const char* set = std::getenv(k_level);
     const std::string wanted = set ? set : "";
     const bool blocks = manifest.precision == "int4" || manifest.precision == "int8";
-    if (wanted == "off" || !(blocks || manifest.attention == "flash")) return std::nullopt;
+    const bool half = manifest.cache && manifest.cache->half;
+    if (wanted == "off" || half || !(blocks || manifest.attention == "flash")) return std::nullopt;
     const std::string path = find_library();
     if (path.empty()) {
         if (!wanted.empty()) say_no_kernels(std::string(k_level) + " is " + wanted + ", but no library of kernels is found");

@@ -31,7 +31,7 @@ class Kernels:
 
     Attributes:
         path: The library.
-        level: Which of its instructions it uses: ``avx512``, ``avx2``, ``neon`` or ``scalar``.
+        level: Which of its instructions it uses: ``avx512``, ``avxvnni``, ``avx2``, ``neon`` or ``scalar``.
     """
 
     path: Path
@@ -42,8 +42,11 @@ def kernels_for(manifest: Manifest) -> Kernels | None:
     """The library, for a bundle whose graph has operators of com.microsoft; the others' have none of ours.
 
     To ONNX Runtime the library is all that there is of com.microsoft, unless the graph itself imports that:
-    its optimizer then fails over operators of that domain that it puts in.
+    its optimizer then fails over operators of that domain that it puts in. What computes in float16 is for
+    GPUs, and the library's operators take float32 alone.
     """
+    if manifest.cache is not None and manifest.cache.dtype == "float16":
+        return None
     return find_kernels() if manifest.attention == "flash" or manifest.precision in BLOCKS else None
 
 

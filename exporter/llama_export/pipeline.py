@@ -25,8 +25,9 @@ from llama_export.progress import Advance, byte_progress
 from llama_export.quantize.calibration import Calibration
 from llama_export.recipe import Recipe
 from llama_export.tokenizer import open_source, why_not
-from llama_export.tokenizer.calibration import calibration_windows
+from llama_export.tokenizer.calibration import calibration_windows, default_windows
 from llama_export.weights import FileDigest, WeightPlan, plan_weights, write_weights
+from llama_export.weights.precision import GPTQ
 from llama_export.weights.side_by_side import sharing_the_interpreter
 from llama_runtime.manifest import MANIFEST_NAME, Manifest
 
@@ -146,20 +147,26 @@ def prepare(
         target = Path(output) if output is not None else default_output(source.folder)
         refuse_nesting(source.folder, target)
         check_target(target, force=force)
-    _calibration(source, recipe)
+    _windows(source, recipe)
     return _say_what_cpp_lacks(check_tokenizer(source)), plan, target
 
 
-def _calibration(source: Checkpoint, recipe: Recipe) -> Calibration | None:
-    """The text that GPTQ has the model read; None where it is not asked for.
+def _windows(source: Checkpoint, recipe: Recipe) -> list[list[int]]:
+    """What the model reads while it is exported.
 
     Raises:
         OptionError: The text cannot be read, or is too short; or there is no tokenizer to read it with.
     """
-    if recipe.calibration is None:
+    if recipe.calibration is not None:
+        return calibration_windows(recipe.calibration, open_source(source), source.config)
+    return default_windows(open_source(source), source.config) if recipe.cache == "int8" else []
+
+
+def _calibration(source: Checkpoint, recipe: Recipe) -> Calibration | None:
+    """What GPTQ needs; None where it is not asked for."""
+    if recipe.quantization is None or recipe.quantization.method != GPTQ:
         return None
-    windows = calibration_windows(recipe.calibration, open_source(source), source.config)
-    return Calibration(source.config, lambda name: source.tensors[name].read(), windows)
+    return Calibration(source.config, source.read, _windows(source, recipe))
 
 
 def _check_soft_prompt(source: Checkpoint, recipe: Recipe) -> None:
@@ -175,7 +182,7 @@ def _check_soft_prompt(source: Checkpoint, recipe: Recipe) -> None:
         raise OptionError("compute is float16, which takes no learned prompt", "leave --compute out")
     if recipe.extras.gives_more:
         raise OptionError(
-            "hidden states, attentions and embeddings are not given behind a learned prompt",
+            "a learned prompt goes with no hidden states, attentions, embeddings or int8 cache",
             "export a bundle of its own for them, without the adapter",
         )
 
@@ -222,6 +229,8 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
         )
         try:
             graph = build_graph(source.config, recipe.attention, recipe.extras)
+            if recipe.cache == "int8":
+                _store_cache_in_int8(graph, source, _windows(source, recipe))
             (onnx / plan.model_name).write_bytes(_with_weights(graph, plan, recipe.compute))
             if recipe.inputs_embeds:
                 (onnx / plan.embedding_name).write_bytes(_with_weights(_build_embedding(source.config), plan))
@@ -281,6 +290,14 @@ def _with_weights(model: ir.Model, plan: WeightPlan, compute: Compute = "float32
     attach(model, plan)
     content: bytes = ir.to_proto(model).SerializeToString()
     return content
+
+
+def _store_cache_in_int8(graph: ir.Model, source: Checkpoint, windows: list[list[int]]) -> None:
+    from llama_export.graph.passes import store_cache_in_int8
+    from llama_export.quantize.cache import cache_scales
+
+    scales = cache_scales(source.config, source.read, windows)
+    store_cache_in_int8(graph.graph, [(layer.keys.numpy(), layer.values.numpy()) for layer in scales])
 
 
 def _write_soft_prompt(source: Checkpoint, folder: Path) -> None:

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from llama_export.errors import OptionError
-from llama_export.graph.contract import COMPUTE, WHICH_STATES, Compute, Extras, WhichStates
+from llama_export.graph.contract import (
+    CACHE_DTYPES,
+    COMPUTE,
+    WHICH_STATES,
+    CacheDtype,
+    Compute,
+    Extras,
+    WhichStates,
+)
 from llama_export.model.attention import ATTENTION_PATHS, AttentionPath
 from llama_export.model.config import TASKS, Task
 from llama_export.weights.plan import WEIGHT_MODES, WeightMode
@@ -39,7 +47,8 @@ class Recipe:
         keep: Modules that are stored otherwise, such as ``"lm_head=int8,layers.0.*=float32"``.
         quantizer: How the scales are found, ``search``, ``nearest`` or ``gptq``; None is ``gptq`` where there
             is a text to calibrate with, else ``search``.
-        calibration: UTF-8 text that ``gptq`` has the model read.
+        calibration: UTF-8 text that the model reads for ``gptq`` and for the scales of an int8 cache, which
+            otherwise come from a few texts of our own.
         adapters: Folders of PEFT adapters, merged into the weights in this order.
         verify: Whether the staged bundle must equal the reference before it is published.
         task: What the bundle is for; None is what the checkpoint was saved for.
@@ -48,6 +57,7 @@ class Recipe:
         inputs_embeds: A language model takes embeddings in place of token ids.
         compute: What the graph computes in: ``float16`` is for ``--device cuda``, whose fused attention takes
             no other; the weights are then float16 too.
+        cache: Dtype of keys and values in a language model's cache; ``int8`` on the flash path alone.
 
     Raises:
         OptionError: A value is not one of those allowed.
@@ -68,6 +78,7 @@ class Recipe:
     attentions: bool = False
     inputs_embeds: bool = False
     compute: Compute = "float32"
+    cache: CacheDtype = "float32"
 
     def __post_init__(self) -> None:
         _one_of("attention", self.attention, ATTENTION_PATHS)
@@ -75,6 +86,7 @@ class Recipe:
             _one_of("weights", self.weights, WEIGHT_MODES)
         if self.precision is not None:
             _one_of("precision", self.precision, (*PRECISIONS, *BITS))
+        _one_of("cache", self.cache, CACHE_DTYPES)
         if self.task is not None:
             _one_of("task", self.task, TASKS)
         if self.hidden_states is not None:
@@ -94,7 +106,8 @@ class Recipe:
         if self.precision in BITS:
             _ = self.quantization  # which checks its values
             return
-        for name in ("block_size", "asymmetric", "keep", "quantizer", "calibration"):
+        others = () if self.cache == "int8" else ("calibration",)
+        for name in ("block_size", "asymmetric", "keep", "quantizer", *others):
             if getattr(self, name) is not None and getattr(self, name) is not False:
                 given = f"precision is {self.precision}" if self.precision else "no precision is given"
                 raise OptionError(
@@ -114,7 +127,8 @@ class Recipe:
         if self.keep is not None and not isinstance(self.keep, str):
             raise OptionError(f"keep is {self.keep!r}, must be text", 'write it like "lm_head=int8"')
         method = self.quantizer or ("search" if self.calibration is None else GPTQ)
-        if (method == GPTQ) == (self.calibration is None):
+        wanted = self.calibration is not None and (self.cache == "float32" or method == GPTQ)
+        if (method == GPTQ) != wanted:
             has = "none is given" if self.calibration is None else f"quantizer is {method}"
             raise OptionError(
                 f"quantizer {GPTQ} and a text to calibrate with go together, {has}",
@@ -131,7 +145,9 @@ class Recipe:
     @property
     def extras(self) -> Extras:
         """What the graph takes and gives besides the default."""
-        return Extras(self.hidden_states, self.attentions, self.inputs_embeds, self.compute)
+        return Extras(
+            self.hidden_states, self.attentions, self.inputs_embeds, self.compute, self.cache
+        )
 
 
 def read_recipe(path: Path) -> Recipe:

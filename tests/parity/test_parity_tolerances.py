@@ -14,14 +14,15 @@ from tiny_heads import ARCHITECTURES, write_head_checkpoint
 from llama_export import pipeline
 from llama_export.parity.evidence import RUNTIME
 from llama_export.parity.ladder import HEAD_LADDER, LADDER
-from llama_export.parity.tolerances import TOLERANCES, UNITS, rounding_of
+from llama_export.parity.tolerances import INT8_CACHE, TOLERANCES, UNITS, rounding_of
 from llama_export.recipe import Recipe
 from llama_export.weights.precision import BITS
 
 QUANTITY = {rung.name: rung.quantity for rung in LADDER}
 HEAD_QUANTITY = {rung.name: rung.quantity for rung in HEAD_LADDER}
 LEAST = {"labels": 0.17}  # two texts of the dozen
-RESULTS = Path(__file__).parents[2] / "benchmarks/results"
+REPO = Path(__file__).parents[2]
+DEMO, RESULTS = REPO / "recipes/tiny/checkpoint", REPO / "benchmarks/results"
 ENTRIES = [(key, quantity) for key, column in TOLERANCES.items() for quantity in column]
 
 
@@ -55,7 +56,19 @@ def variants(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def measured(export_of, heads, variants):
+def int8_caches(tmp_path_factory):
+    """The report of every shape and rotary embedding with a cache of 8 bits."""
+    root = tmp_path_factory.mktemp("caches")
+    for name, config in (CONFIGS | VARIANTS).items():
+        write_checkpoint(root / f"from-{name}", config, "float32")
+    sources = {name: root / f"from-{name}" for name in CONFIGS | VARIANTS} | {"demo": DEMO}
+    recipe = Recipe(cache="int8", hidden_states="last")
+    made = [pipeline.export(source, root / name, recipe=recipe) for name, source in sources.items()]
+    return [exported.report for exported in made]
+
+
+@pytest.fixture(scope="module")
+def measured(export_of, heads, variants, int8_caches):
     """Rounding and quantity to the largest value that any export here had on any rung of it."""
     seen = {}
 
@@ -69,6 +82,8 @@ def measured(export_of, heads, variants):
         see(rounding, report, HEAD_QUANTITY)
     for rounding, report in variants:
         see(rounding, report, QUANTITY)
+    for report in int8_caches:
+        see(INT8_CACHE, report, QUANTITY)
     for case in CASES:
         made = export_of(case)
         rounding = rounding_of(DTYPES[case.stored], case.rounded_to)

@@ -54,7 +54,7 @@ def build_manifest(
         embed_tokens=f"onnx/{plan.embedding_name}" if extras.inputs_embeds else None,
         optional_inputs=_specs(contract.optional_inputs(config)),
         outputs=_specs(contract.outputs(config, extras)),
-        cache=_cache(config, path, extras.compute) if config.generates else None,
+        cache=_cache(config, path, extras.cache_dtype) if config.generates else None,
         classification=_classification(config),
         soft_prompt=schema.SoftPrompt(SOFT_PROMPT_FILE, learned) if learned else None,
         limits=schema.Limits(config.context_length - learned, config.vocab_size),
@@ -70,7 +70,7 @@ def build_manifest(
     )
 
 
-def _cache(config: LlamaConfig, path: AttentionPath, dtype: contract.Compute) -> schema.Cache:
+def _cache(config: LlamaConfig, path: AttentionPath, dtype: contract.AnyCache) -> schema.Cache:
     return schema.Cache(
         num_hidden_layers=config.num_hidden_layers,
         num_key_value_heads=config.num_key_value_heads,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llama_export.checkpoint.config import parse_config
 from llama_export.checkpoint.fields import CONFIG_FILE, Fields
@@ -84,6 +85,10 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     adapters: tuple[Path, ...] = ()
     soft_prompt: SoftPrompt | None = None
+
+    def read(self, name: str) -> Tensor:
+        """A weight's values, in the dtype that it has on disk."""
+        return self.tensors[name].read()
 
     def source_name(self, file: Path) -> str:
         """What the manifest calls one of ``weight_files``: adapters' files have one name in all folders."""

@@ -69,7 +69,11 @@ if TYPE_CHECKING:
               help="search: tries several scales for every block (default). nearest: rounds. "
                    "gptq: calibrated with a text.")  # fmt: skip
 @click.option("--calibration", type=FOLDER,
-              help="UTF-8 text like those the model will read, for gptq; some pages are enough.")  # fmt: skip
+              help="UTF-8 text like those the model will read, for gptq and --cache int8; some pages are "
+                   "enough.")  # fmt: skip
+@click.option("--cache", type=click.Choice(["float32", "int8"]),
+              help="How a language model keeps keys and values; int8 is a quarter of the memory, "
+                   "with --attention flash.")  # fmt: skip
 @click.option("--adapter", "adapters", type=FOLDER, multiple=True,
               help="Folder of a PEFT LoRA or DoRA adapter to merge; several go in order.")  # fmt: skip
 @click.option(

@@ -19,7 +19,7 @@ from llama_export.model.attention import AttentionPath
 from llama_export.model.config import LlamaConfig
 from llama_export.model.rope import attention_factor, cos_sin, inverse_frequencies
 
-_IR_DTYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
+_IR_DTYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT, "int8": ir.DataType.INT8}
 
 
 def build_graph(

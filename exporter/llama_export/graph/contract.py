@@ -32,16 +32,19 @@ Dims = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: its name, dtype (``"int64"``, ``"float32"``) and dims, symbolic ones by name."""
+    """One input or output: its name, dtype as NumPy calls it, and dims, symbolic ones by name."""
 
     name: str
     dtype: str
     shape: Dims
 
 
+CacheDtype = Literal["float32", "int8"]
+CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
 WhichStates = Literal["last", "all"]
 Compute = Literal["float32", "float16"]
 COMPUTE: tuple[Compute, ...] = get_args(Compute)
+AnyCache = Literal["float32", "float16", "int8"]
 WHICH_STATES: tuple[WhichStates, ...] = get_args(WhichStates)
 
 
@@ -54,18 +57,25 @@ class Extras:
             layer but the last gives, and those, as transformers counts them.
         attentions: Every layer's attention weights; on the eager path alone.
         inputs_embeds: Embeddings are fed in place of token ids; a graph of its own looks them up.
-        compute: What it computes in, and of its cache.
+        compute: What it computes in, and what its cache holds unless that is int8.
+        cache: ``int8`` keeps codes of keys and values; on the flash path alone.
     """
 
     hidden_states: WhichStates | None = None
     attentions: bool = False
     inputs_embeds: bool = False
     compute: Compute = "float32"
+    cache: CacheDtype = "float32"
 
     @property
     def gives_more(self) -> bool:
         """Whether any of them changes more than what the graph computes in."""
         return replace(self, compute="float32") != NO_EXTRAS
+
+    @property
+    def cache_dtype(self) -> AnyCache:
+        """Of keys and values in the cache."""
+        return "int8" if self.cache == "int8" else self.compute
 
 
 NO_EXTRAS = Extras()
@@ -113,13 +123,18 @@ def check_extras(config: LlamaConfig, path: AttentionPath, extras: Extras) -> No
         _check_half(config, path, extras)
     if extras.gives_more and not config.generates:
         raise OptionError(
-            "hidden_states, attentions and inputs_embeds are for text-generation, "
+            "hidden_states, attentions, inputs_embeds and an int8 cache are for text-generation, "
             f"the task is {config.head.task}",
             "leave them out; --task feature-extraction gives the last hidden states of any checkpoint",
         )
     if extras.attentions and path != "eager":
         raise OptionError(
             f"attentions are computed on the eager path alone, attention is {path}", "add --attention eager"
+        )
+    if extras.cache == "int8" and path != "flash":
+        raise OptionError(
+            f"an int8 cache needs the operator of the flash path, attention is {path}",
+            "use --attention flash, or leave --cache out",
         )
 
 
@@ -153,7 +168,7 @@ def inputs(config: LlamaConfig, extras: Extras = NO_EXTRAS) -> list[TensorSpec]:
         TensorSpec("position_ids", "int64", (BATCH, SEQUENCE)),
     ]
     for i in range(config.num_hidden_layers):
-        specs += [TensorSpec(name.format(i=i), extras.compute, past) for name in (PAST_KEY, PAST_VALUE)]
+        specs += [TensorSpec(name.format(i=i), extras.cache_dtype, past) for name in (PAST_KEY, PAST_VALUE)]
     return specs
 
 
@@ -177,7 +192,7 @@ def outputs(config: LlamaConfig, extras: Extras = NO_EXTRAS) -> list[TensorSpec]
     specs = [TensorSpec("logits", "float32", (BATCH, LOGITS, config.vocab_size))]
     for i in range(config.num_hidden_layers):
         specs += [
-            TensorSpec(name.format(i=i), extras.compute, present) for name in (PRESENT_KEY, PRESENT_VALUE)
+            TensorSpec(name.format(i=i), extras.cache_dtype, present) for name in (PRESENT_KEY, PRESENT_VALUE)
         ]
     return specs + extra_outputs(config, extras)
 

@@ -37,10 +37,12 @@ from llama_export.parity.reference import WEIGHTS, Past, Read, Watch, reference_
 from llama_export.parity.report import LayerError, TensorDifference
 from llama_export.parity.scene import Row, Scene, play
 from llama_export.parity.soft_prompt import soft_prompt_past
+from llama_export.parity.stored_cache import stored_cache
 from llama_export.parity.stored_weights import coarsest_blocks, stored_weights
-from llama_export.parity.tolerances import Quantity, Tolerance, rounding_of, tolerances_of
+from llama_export.parity.tolerances import INT8_CACHE, Quantity, Tolerance, rounding_of, tolerances_of
 from llama_export.parity.weight_values import compare_weights
 from llama_export.progress import byte_progress
+from llama_export.quantize.cache import MakeCache, float_cache
 from llama_runtime.extras import Outputs, hidden_state_names
 from llama_runtime.kernels import kernels_for
 from llama_runtime.manifest import Manifest
@@ -65,7 +67,8 @@ class Evidence:
         pool: Runs what can run beside the caller.
 
     Attributes:
-        rounding: What the weights lost on their way: ``"exact"``, ``"float16"``, ...
+        rounding: What the weights lost on their way: ``"exact"``, ``"float16"``, ...; or the cache alone.
+        make_cache: What keeps keys and values as exactly as the bundle does.
         prompts: What the bundle is asked.
         workload: How much it is asked.
         text: What the cost of rounding a language model is measured on.
@@ -97,7 +100,10 @@ class Evidence:
         self.passages = choose_passages(self.config, tokenizer, texts)
         self.stored = stored_weights(folder, manifest, checkpoint.config)
         coarsest = coarsest_blocks(self.stored.values())
+        self.make_cache = stored_cache(folder, manifest)
         self.rounding = coarsest or rounding_of(checkpoint.dtype, manifest.precision)
+        if self.rounding == "exact" and self.make_cache is not float_cache:
+            self.rounding = INT8_CACHE
         self._weights: Future[list[TensorDifference]] = pool.submit(compare_weights, self.stored, checkpoint)
         # What other runtimes compute too; our own kernels are a rung of their own.
         self.session: Session = open_session(
@@ -116,7 +122,7 @@ class Evidence:
 
     def read_source(self, name: str) -> Tensor:
         """A weight as the checkpoint has it."""
-        return self.checkpoint.tensors[name].read()
+        return self.checkpoint.read(name)
 
     @property
     def weights(self) -> list[TensorDifference]:
@@ -147,7 +153,11 @@ class Evidence:
 
     def compare_layers(self, scene: Scene, *, layers: int | None = None) -> list[LayerError]:
         """Every intermediate tensor of the first layers, or of the whole model."""
-        return compare_layers(self.config, self.read_stored, self._debug_graph, scene, layers=layers)
+        return compare_layers(
+            *(self.config, self.read_stored, self._debug_graph, scene),
+            layers=layers,
+            make_cache=self.make_cache,
+        )
 
     @cached_property
     def _debug_graph(self) -> DebugGraph:
@@ -232,7 +242,9 @@ class Evidence:
         if not self.quick:
             first = len(self.continued)
             pasts[first : first + len(self.prompts)] = [None] * len(self.prompts)
-        return self.reference(self.read_stored, sequences, reads, last, "reference", pasts=pasts)
+        return self.reference(
+            *(self.read_stored, sequences, reads, last, "reference"), pasts=pasts, make_cache=self.make_cache
+        )
 
     @cached_property
     def past(self) -> Past | None:
@@ -249,11 +261,17 @@ class Evidence:
         title: str,
         watch: Watch | None = None,
         pasts: Sequence[Past | None] | None = None,
+        make_cache: MakeCache = float_cache,
     ) -> list[np.ndarray]:
         """The reference's logits, with progress: [N, V] for the last N tokens of each sequence."""
         with self.reading(read, title) as shown:
             found = reference_logits(
-                self.config, shown, sequences, reads=reads, last=last, watch=watch, pasts=pasts
+                *(self.config, shown, sequences),
+                reads=reads,
+                last=last,
+                watch=watch,
+                pasts=pasts,
+                make_cache=make_cache,
             )
             return [logits.numpy() for logits in found]
 
@@ -286,7 +304,10 @@ class Evidence:
                 found[row][names[name]] = values.numpy()
 
         lengths = [len(row) for row in rows]
-        self.reference(self.read_stored, rows, [[n] for n in lengths], lengths, "extras", watch)
+        self.reference(
+            *(self.read_stored, rows, [[n] for n in lengths], lengths, "extras", watch),
+            make_cache=self.make_cache,
+        )
         return [row | {LAST_HIDDEN_STATE: row[HIDDEN_STATES.format(i=count)]} for row in found]
 
     @cached_property

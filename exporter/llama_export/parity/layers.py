@@ -12,10 +12,17 @@ from llama_export.parity.debug_graph import DebugGraph
 from llama_export.parity.reference import Read, reference_hidden, reference_logits, reference_outputs
 from llama_export.parity.report import LayerError, layer_of
 from llama_export.parity.scene import Scene, play
+from llama_export.quantize.cache import MakeCache, float_cache
 
 
 def compare_layers(
-    config: LlamaConfig, read: Read, graph: DebugGraph, scene: Scene, *, layers: int | None = None
+    config: LlamaConfig,
+    read: Read,
+    graph: DebugGraph,
+    scene: Scene,
+    *,
+    layers: int | None = None,
+    make_cache: MakeCache = float_cache,
 ) -> list[LayerError]:
     """Run a scene through both and compare every intermediate tensor.
 
@@ -26,18 +33,19 @@ def compare_layers(
         scene: What both read.
         layers: How many layers, from the first; None is the whole model, with the norm and a language
             model's logits.
+        make_cache: What the reference keeps keys and values in.
 
     Returns:
         One entry for each tensor that the graph shows, in the order of computation.
     """
-    wanted = _reference(config, read, scene, layers)
+    wanted = _reference(config, read, scene, layers, make_cache)
     keys = [key for key in graph.tensors if key in wanted]
     found = play(graph.open(keys), graph.manifest, scene, keys)
     return [_error(key, [row[key] for row in found], wanted[key]) for key in keys]
 
 
 def _reference(
-    config: LlamaConfig, read: Read, scene: Scene, layers: int | None
+    config: LlamaConfig, read: Read, scene: Scene, layers: int | None, make_cache: MakeCache
 ) -> dict[str, list[np.ndarray]]:
     """For every tensor, [N, ...] of each row."""
     rows = [row.tokens for row in scene.rows]
@@ -51,7 +59,7 @@ def _reference(
     if layers is None and not config.generates:
         reference_outputs(config, read, rows, watch=watch)
     elif layers is None:
-        reference_logits(config, read, rows, reads=reads, watch=watch, pasts=pasts)
+        reference_logits(config, read, rows, reads=reads, watch=watch, pasts=pasts, make_cache=make_cache)
     else:
         starts = None if scene.past else [scene.first_position] * len(rows)
         reference_hidden(
@@ -61,6 +69,7 @@ def _reference(
             layers=layers,
             watch=watch,
             pasts=pasts,
+            make_cache=make_cache,
         )
     return seen
 

@@ -14,6 +14,7 @@ from llama_export.model import HEADS, GrowingCache, LlamaConfig, make_step
 from llama_export.model.attention import recording_attention
 from llama_export.model.layer import DecoderLayer, RMSNorm
 from llama_export.model.rope import inverse_frequencies
+from llama_export.quantize.cache import MakeCache, float_cache
 from llama_runtime.extras import Outputs
 
 Read = Callable[[str], Tensor]
@@ -76,6 +77,7 @@ def reference_hidden(
     layers: int | None = None,
     watch: Watch | None = None,
     pasts: Sequence[Past | None] | None = None,
+    make_cache: MakeCache = float_cache,
 ) -> list[Tensor]:
     """Compute the hidden states of whole sequences in one teacher-forced pass.
 
@@ -90,6 +92,7 @@ def reference_hidden(
         layers: How many layers to compute, from the first; default all.
         watch: Shown the intermediate tensors.
         pasts: What stands in front of each sequence; default nothing.
+        make_cache: What keeps a layer's keys and values, where no past stands in front.
 
     Returns:
         For each sequence of T tokens, [T, hidden_size] float32 behind the last layer computed.
@@ -122,7 +125,7 @@ def reference_hidden(
             seen = list[Tensor]()
             if watch is not None:
                 layer.self_attn.attend = recording_attention(seen)
-            cache = GrowingCache(*([tensor] for tensor in past[index])) if past else GrowingCache()
+            cache = GrowingCache(*([tensor] for tensor in past[index])) if past else make_cache(index)
             hidden[number] = layer(hidden[number], step, cache)
             for handle in handles:
                 handle.remove()
@@ -157,6 +160,7 @@ def reference_logits(
     last: Sequence[int] | None = None,
     watch: Watch | None = None,
     pasts: Sequence[Past | None] | None = None,
+    make_cache: MakeCache = float_cache,
 ) -> list[Tensor]:
     """Compute the logits of whole sequences in one teacher-forced pass.
 
@@ -168,11 +172,14 @@ def reference_logits(
         last: Of how many tokens, from each sequence's end, the logits are wanted; default all.
         watch: Shown the intermediate tensors.
         pasts: As for ``reference_hidden``.
+        make_cache: As for ``reference_hidden``.
 
     Returns:
         For each sequence of T tokens, [T or last, V] float32.
     """
-    hidden = reference_hidden(config, read, sequences, reads=reads, watch=watch, pasts=pasts)
+    hidden = reference_hidden(
+        config, read, sequences, reads=reads, watch=watch, pasts=pasts, make_cache=make_cache
+    )
     norm = _final_norm(config, read)
     head = read("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight").float()
     logits = []

@@ -60,7 +60,11 @@ _TIES = "; a model with random weights hesitates often"
 _IN_BLOCKS = "every block is the checkpoint's, within what rounding to its codes can do"
 _ACTIVATIONS = "activations rounded to int8, 32 to 128 of them by one scale"
 _INT8 = "weights rounded to 8 bits, and activations"
+_CACHE = "keys and values rounded to 8 bits"
+_CACHE_CODES = "keys of a padded batch are rotated from another position, and so rounded otherwise"
 _INT4 = "weights rounded to 4 bits, and activations to 8"
+
+INT8_CACHE = "int8 cache"
 
 # What every precision owes: it is compared with the reference on the weights that it stores.
 _COMPUTED: dict[Quantity, Tolerance] = {
@@ -112,6 +116,16 @@ TOLERANCES: dict[tuple[str, str], dict[Quantity, Tolerance]] = {
         "labels": Tolerance(0.95, _INT4, 0.46),
         "cosine": Tolerance(0.6, _INT4, 0.26),
     },
+    (INT8_CACHE, "onnxruntime-cpu"): _COMPUTED
+    | {
+        "layer": Tolerance(1e-1, _CACHE_CODES, 4e-2),
+        "logits": Tolerance(1e-1, _CACHE_CODES, 4e-2),
+        "rounding": Tolerance(0.4, _CACHE, 0.15),
+        "kl": Tolerance(3e-2, _CACHE, 8e-3),
+        "top1": Tolerance(0.3, _CACHE + _TIES, 0.11),
+        "perplexity": Tolerance(0.1, _CACHE, 0.025),
+        "cosine": Tolerance(5e-3, _CACHE, 1e-3),
+    },
 }
 """By what the weights lost on their way into the bundle, and by what runs it."""
 
@@ -128,10 +142,15 @@ def tolerances_of(rounding: str, runtime: str, cache: Cache | None) -> dict[Quan
     Args:
         rounding: What its weights lost.
         runtime: What runs it.
-        cache: Its cache, whose dtype is what the graph computes in; None where there is none.
+        cache: Its cache: float16 where the graph computes in that, int8 where it keeps codes; or None.
     """
     found = TOLERANCES[rounding, runtime]
-    return found | _IN_HALF if cache is not None and cache.dtype == "float16" else found
+    if cache is None or cache.dtype == "float32":
+        return found
+    if cache.dtype == "float16":
+        return found | _IN_HALF
+    rounded = TOLERANCES[INT8_CACHE, runtime]
+    return found | {name: entry for name, entry in rounded.items() if entry.limit > found[name].limit}
 
 
 def rounding_of(source: torch.dtype, precision: str) -> str:

@@ -1,21 +1,16 @@
-"""What the matrices of a model read when it reads a text: layer by layer, one layer in memory at a time."""
+"""What the matrices of a model read when it reads a text."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from threading import Lock
 
-import torch
 from torch import Tensor, nn
 
-from llama_export.model import GrowingCache, LlamaConfig, make_step
+from llama_export.model import LlamaConfig
 from llama_export.model.layer import DecoderLayer, RMSNorm
-from llama_export.model.rope import inverse_frequencies
-from llama_export.model.step import Step
 from llama_export.quantize.gptq import error_feedback
+from llama_export.quantize.reading import Read, read_layers
 
 # The module whose input a matrix shares, by the last part of its name.
 _INPUT_OF = {
@@ -38,9 +33,7 @@ class Calibration:
         windows: Token ids, each window read by itself.
     """
 
-    def __init__(
-        self, config: LlamaConfig, read: Callable[[str], Tensor], windows: Sequence[Sequence[int]]
-    ) -> None:
+    def __init__(self, config: LlamaConfig, read: Read, windows: Sequence[Sequence[int]]) -> None:
         self._config, self._read = config, read
         self._layers = self._read_layers(windows)
         self._layer = -1
@@ -67,44 +60,25 @@ class Calibration:
             self._feedbacks[key] = error_feedback(self._grams.pop(key))
         return self._feedbacks[key]
 
-    @torch.no_grad()
     def _read_layers(self, windows: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
         """Each layer's sums of x xT [K, K] by module, then the head's."""
-        config = self._config
-        embedding = self._read("model.embed_tokens.weight")
-        hidden = [embedding[torch.tensor(ids)].float() for ids in windows]  # [T, hidden_size] each
-        del embedding
-        inv_freq = inverse_frequencies(config)
-        steps = []
-        for ids in windows:
-            positions = torch.arange(len(ids))[None]
-            steps.append(make_step(torch.ones_like(positions), positions, inv_freq, config))
-        for index in range(config.num_hidden_layers):
-            layer = self._build(index)
-            grams: dict[str, Tensor] = {}
+        grams: dict[str, Tensor] = {}
+
+        def watch(layer: DecoderLayer) -> None:
             for key in dict.fromkeys(_INPUT_OF.values()):
                 layer.get_submodule(key).register_forward_pre_hook(_adding_to(grams, key))
-            # A window a core: threads within an operator would wait for each other.
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                hidden = list(pool.map(partial(_read_window, layer), hidden, steps))
-            del layer
-            yield grams
-        norm = RMSNorm(config, "eager")
-        norm.weight = nn.Parameter(self._read("model.norm.weight").float())
-        grams = {}
+
+        read = list[Tensor]()
+        for hidden in read_layers(self._config, self._read, windows, watch):
+            read = hidden
+            yield grams.copy()
+            grams.clear()
+        norm = RMSNorm(self._config, "eager")
+        norm.weight = nn.Parameter(self._read("model.norm.weight").float(), requires_grad=False)
         add = _adding_to(grams, _HEAD)
-        for states in hidden:
+        for states in read:
             add(norm, (norm(states),))
         yield grams
-
-    def _build(self, index: int) -> DecoderLayer:
-        with torch.device("meta"):
-            layer = DecoderLayer(self._config, 0, "eager")
-        prefix = f"model.layers.{index}."
-        names = self._config.layer_shapes(index)
-        state = {name.removeprefix(prefix): self._read(name).float() for name in names}
-        layer.load_state_dict(state, assign=True)
-        return layer
 
 
 def _adding_to(grams: dict[str, Tensor], key: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -117,9 +91,3 @@ def _adding_to(grams: dict[str, Tensor], key: str) -> Callable[[nn.Module, tuple
             grams[key] = grams[key].add_(gram) if key in grams else gram
 
     return add
-
-
-@torch.no_grad()  # which holds for a thread, not for those it starts
-def _read_window(layer: DecoderLayer, hidden: Tensor, step: Step) -> Tensor:
-    read: Tensor = layer(hidden, step, GrowingCache())
-    return read

@@ -37,11 +37,14 @@ struct Buffer {
 };
 
 ONNXTensorElementDataType cache_type(const CacheSpec& cache) {
-    return cache.half ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    if (cache.dtype == "int8") return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+    return cache.dtype == "float16" ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 }
 
 // Of one position of one head.
-size_t row_bytes(const CacheSpec& cache) { return static_cast<size_t>(cache.head_dim) * (cache.half ? 2 : 4); }
+size_t row_bytes(const CacheSpec& cache) {
+    return static_cast<size_t>(cache.head_dim) * (cache.dtype == "int8" ? 1 : cache.dtype == "float16" ? 2 : 4);
+}
 
 // Copies the first positions of every head, from rows that are `from` positions apart to such that are `to` apart.
 void copy_positions(const void* source, size_t from, void* target, size_t to, size_t count, const CacheSpec& spec) {

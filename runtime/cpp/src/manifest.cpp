@@ -22,7 +22,7 @@ CacheSpec read_cache(const Field& field) {
     cache.layers = field["num_hidden_layers"].integer(1, 1 << 16);
     cache.kv_heads = field["num_key_value_heads"].integer(1, 1 << 20);
     cache.head_dim = field["head_dim"].integer(1, 1 << 20);
-    cache.half = field["dtype"].one_of({"float32", "float16"}) == "float16";
+    cache.dtype = field["dtype"].one_of({"float32", "float16", "int8"});
     cache.key_name = name("key_name"), cache.value_name = name("value_name");
     cache.present_key_name = name("present_key_name"), cache.present_value_name = name("present_value_name");
     cache.in_place = field["in_place"].boolean();

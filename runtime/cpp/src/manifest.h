@@ -20,7 +20,7 @@ struct TensorSpec {
 
 struct CacheSpec {
     int64_t layers, kv_heads, head_dim;
-    bool half;  // float16, else float32
+    std::string dtype;  // float32, float16 or int8
     std::string key_name, value_name, present_key_name, present_value_name;  // {i} for the layer
     bool in_place;
 };

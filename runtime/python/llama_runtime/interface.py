@@ -44,7 +44,7 @@ class Cache:
     num_hidden_layers: int
     num_key_value_heads: int
     head_dim: int
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16", "int8"]
     key_name: str
     value_name: str
     present_key_name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llama_export.graph.passes.blocks import BlockLayout, store_weights_in_blocks
+from llama_export.graph.passes.cache import KEY_SCALE, VALUE_SCALE, store_cache_in_int8
 from llama_export.graph.passes.dequantize import (
     SignedLayout,
     separate_head,
@@ -16,7 +17,9 @@ from llama_export.graph.passes.storage import store_weights_as
 from llama_export.graph.passes.widening import widen_in_products
 
 __all__ = [
+    "KEY_SCALE",
     "PROJECTIONS",
+    "VALUE_SCALE",
     "BlockLayout",
     "SignedLayout",
     "compute_in_half",
@@ -25,6 +28,7 @@ __all__ = [
     "join_projections",
     "separate_head",
     "simplify_reshapes",
+    "store_cache_in_int8",
     "store_weights_as",
     "store_weights_dequantized",
     "store_weights_in_blocks",

@@ -25,7 +25,7 @@ from llama_export.progress import Advance, byte_progress
 from llama_export.quantize.calibration import Calibration
 from llama_export.recipe import Recipe
 from llama_export.tokenizer import open_source, why_not
-from llama_export.tokenizer.calibration import calibration_windows, default_windows
+from llama_export.tokenizer.calibration import calibration_windows
 from llama_export.weights import FileDigest, WeightPlan, plan_weights, write_weights
 from llama_export.weights.precision import GPTQ
 from llama_export.weights.side_by_side import sharing_the_interpreter
@@ -159,7 +159,11 @@ def _windows(source: Checkpoint, recipe: Recipe) -> list[list[int]]:
     """
     if recipe.calibration is not None:
         return calibration_windows(recipe.calibration, open_source(source), source.config)
-    return default_windows(open_source(source), source.config) if recipe.cache == "int8" else []
+    if recipe.cache == "float32":
+        return []
+    from llama_export.parity.prompts import default_windows
+
+    return default_windows(open_source(source), source.config)
 
 
 def _calibration(source: Checkpoint, recipe: Recipe) -> Calibration | None:

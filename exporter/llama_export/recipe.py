@@ -145,9 +145,7 @@ class Recipe:
     @property
     def extras(self) -> Extras:
         """What the graph takes and gives besides the default."""
-        return Extras(
-            self.hidden_states, self.attentions, self.inputs_embeds, self.compute, self.cache
-        )
+        return Extras(self.hidden_states, self.attentions, self.inputs_embeds, self.compute, self.cache)
 
 
 def read_recipe(path: Path) -> Recipe:

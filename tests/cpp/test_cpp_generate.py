@@ -20,6 +20,7 @@ BUNDLES = {
     "sdpa, bfloat16": {"attention": "sdpa", "weights": "copy", "precision": "bfloat16"},
     "eager, float16": {"attention": "eager", "weights": "copy", "precision": "float16"},
     "flash, int4": {"weights": "copy", "precision": "int4"},
+    "flash, int4, int8 cache": {"weights": "copy", "precision": "int4", "cache": "int8"},
     "flash, int8": {"weights": "copy", "precision": "int8"},
     "sdpa, int4": {"attention": "sdpa", "weights": "copy", "precision": "int4"},
     "eager, int8": {"attention": "eager", "weights": "copy", "precision": "int8"},

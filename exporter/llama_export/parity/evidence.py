@@ -7,10 +7,8 @@ what does not depend on the bundle's tokens runs beside what does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from torch import Tensor
 from llama_export.checkpoint import Checkpoint
 from llama_export.errors import OptionError
 from llama_export.graph.contract import ATTENTIONS, HIDDEN_STATES, LAST_HIDDEN_STATE
-from llama_export.model import LlamaConfig
 from llama_export.parity.candidate import Continuation, continue_greedily, prefill_in_chunks
 from llama_export.parity.debug_graph import DebugGraph
 from llama_export.parity.layers import compare_layers
@@ -36,12 +33,11 @@ from llama_export.parity.prompts import (
 from llama_export.parity.reference import WEIGHTS, Past, Read, Watch, reference_logits
 from llama_export.parity.report import LayerError, TensorDifference
 from llama_export.parity.scene import Row, Scene, play
-from llama_export.parity.soft_prompt import soft_prompt_past
+from llama_export.parity.soft_prompt import for_texts, soft_prompt_past
 from llama_export.parity.stored_cache import stored_cache
-from llama_export.parity.stored_weights import coarsest_blocks, stored_weights
+from llama_export.parity.stored_weights import coarsest_blocks, shown, stored_weights
 from llama_export.parity.tolerances import INT8_CACHE, Quantity, Tolerance, rounding_of, tolerances_of
 from llama_export.parity.weight_values import compare_weights
-from llama_export.progress import byte_progress
 from llama_export.quantize.cache import MakeCache, float_cache
 from llama_runtime.extras import Outputs, hidden_state_names
 from llama_runtime.kernels import kernels_for
@@ -87,7 +83,7 @@ class Evidence:
         pool: ThreadPoolExecutor,
     ) -> None:
         self.folder, self.manifest, self.checkpoint = folder, manifest, checkpoint
-        self.config, self.quick, self.threads = _for_texts(checkpoint), quick, threads
+        self.config, self.quick, self.threads = for_texts(checkpoint), quick, threads
         tokenizer = None
         if manifest.tokenizer is not None:
             tokenizer = open_tokenizer(folder, manifest.tokenizer, manifest.tokens)
@@ -264,9 +260,9 @@ class Evidence:
         make_cache: MakeCache = float_cache,
     ) -> list[np.ndarray]:
         """The reference's logits, with progress: [N, V] for the last N tokens of each sequence."""
-        with self.reading(read, title) as shown:
+        with shown(read, title, self.stored.values()) as reading:
             found = reference_logits(
-                *(self.config, shown, sequences),
+                *(self.config, reading, sequences),
                 reads=reads,
                 last=last,
                 watch=watch,
@@ -274,19 +270,6 @@ class Evidence:
                 make_cache=make_cache,
             )
             return [logits.numpy() for logits in found]
-
-    @contextmanager
-    def reading(self, read: Read, title: str) -> Iterator[Read]:
-        """The same reading of weights, with progress."""
-        total = sum(tensor.nbytes for tensor in self.stored.values())
-        with byte_progress(title, total) as advance:
-
-            def reading(name: str) -> Tensor:
-                tensor = read(name)
-                advance(tensor.nbytes)
-                return tensor
-
-            yield reading
 
     @cached_property
     def wanted_extras(self) -> list[Outputs]:
@@ -360,11 +343,3 @@ class Evidence:
     def scale(self) -> float:
         """The largest reference logit, which errors are fractions of."""
         return max(float(np.abs(logits).max()) for logits in self.wanted)
-
-
-def _for_texts(checkpoint: Checkpoint) -> LlamaConfig:
-    """The config with the positions that a learned prompt leaves to texts."""
-    prompt, config = checkpoint.soft_prompt, checkpoint.config
-    if prompt is None:
-        return config
-    return replace(config, max_position_embeddings=config.max_position_embeddings - prompt.positions)

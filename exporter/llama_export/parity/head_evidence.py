@@ -13,6 +13,7 @@ from llama_export.parity.measurement import largest_difference
 from llama_export.parity.reference import Read, reference_outputs
 from llama_export.parity.report import LayerError
 from llama_export.parity.scene import Row, Scene
+from llama_export.parity.stored_weights import shown
 from llama_runtime.extras import Outputs
 from llama_runtime.tasks.batch import run_padded
 
@@ -62,8 +63,8 @@ class HeadEvidence(Evidence):
         return self._wanted_outputs[-1]
 
     def _reference_outputs(self, read: Read, rows: Sequence[Sequence[int]], title: str) -> list[Outputs]:
-        with self.reading(read, title) as shown:
-            return reference_outputs(self.config, shown, rows)
+        with shown(read, title, self.stored.values()) as reading:
+            return reference_outputs(self.config, reading, rows)
 
     def error(self, found: Sequence[Outputs], wanted: Sequence[Outputs]) -> float:
         """The largest difference of any output, as a fraction of the reference's largest value there."""

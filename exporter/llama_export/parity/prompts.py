@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_export.model.config import LlamaConfig
+from llama_export.tokenizer.calibration import WINDOW_TOKENS, bos_in_front
+from llama_export.tokenizer.source import SourceTokenizer
 from llama_runtime.tokenizer import Tokenizer
 
 DEFAULT_TEXTS = (
@@ -118,3 +120,13 @@ def choose_passages(
 def random_tokens(config: LlamaConfig, count: int) -> tuple[int, ...]:
     """Tokens that are the same every time."""
     return tuple(np.random.default_rng(count).integers(0, config.vocab_size, count).tolist())
+
+
+def default_windows(tokenizer: SourceTokenizer | None, config: LlamaConfig) -> list[list[int]]:
+    """Our texts as windows to calibrate with; random tokens where there is no tokenizer."""
+    length = min(WINDOW_TOKENS, config.context_length)
+    if tokenizer is None:
+        return [list(random_tokens(config, length))]
+    read, bos = tokenizer.reference(), bos_in_front(tokenizer)
+    ids = [bos + read.encode(text, False) for text in (*DEFAULT_TEXTS, DEFAULT_TEXT)]
+    return [[token for token in window if token < config.vocab_size][:length] for window in ids]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from llama_export.checkpoint import SoftPrompt, nonfinite
+from llama_export.checkpoint import Checkpoint, SoftPrompt, nonfinite
 from llama_export.errors import CheckpointError
 from llama_export.model import LlamaConfig
 from llama_export.parity.reference import Past, Read, reference_past
@@ -41,3 +43,11 @@ def soft_prompt_past(config: LlamaConfig, prompt: SoftPrompt, read: Read) -> Pas
 def soft_prompt_tensors(past: Past) -> dict[str, torch.Tensor]:
     """Name keys and values as the bundle's file does: ``0`` to ``2L - 1``, [K, P, D] each."""
     return {str(i): tensor[0].contiguous() for i, tensor in enumerate(t for pair in past for t in pair)}
+
+
+def for_texts(checkpoint: Checkpoint) -> LlamaConfig:
+    """The config with the positions that a learned prompt leaves to texts."""
+    prompt, config = checkpoint.soft_prompt, checkpoint.config
+    if prompt is None:
+        return config
+    return replace(config, max_position_embeddings=config.max_position_embeddings - prompt.positions)

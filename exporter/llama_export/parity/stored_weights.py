@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import torch
+from torch import Tensor
 
 from llama_export.checkpoint import StoredTensor
 from llama_export.errors import BundleError
 from llama_export.graph.passes import PROJECTIONS
 from llama_export.model import LlamaConfig
 from llama_export.parity.quantized_tensor import QuantizedTensor
+from llama_export.progress import byte_progress
 from llama_export.quantize import Blocks
 from llama_runtime.manifest import Manifest
 
@@ -113,3 +116,18 @@ def _taken_apart(weight: StoredWeight, shapes: dict[str, tuple[int, ...]]) -> It
             offset = weight.offset + weight.nbytes // weight.shape[0] * begin
             yield StoredTensor(name, weight.dtype, shape, weight.file, offset, nbytes)
         begin += shape[0]
+
+
+@contextmanager
+def shown(
+    read: Callable[[str], Tensor], title: str, stored: Iterable[StoredWeight]
+) -> Iterator[Callable[[str], Tensor]]:
+    """The same reading of weights, with progress."""
+    with byte_progress(title, sum(tensor.nbytes for tensor in stored)) as advance:
+
+        def reading(name: str) -> Tensor:
+            tensor = read(name)
+            advance(tensor.nbytes)
+            return tensor
+
+        yield reading

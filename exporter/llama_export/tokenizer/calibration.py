@@ -6,7 +6,6 @@ from pathlib import Path
 
 from llama_export.errors import OptionError
 from llama_export.model.config import LlamaConfig
-from llama_export.parity.prompts import DEFAULT_TEXT, DEFAULT_TEXTS, random_tokens
 from llama_export.tokenizer.source import SourceTokenizer
 
 WINDOW_TOKENS, MOST_WINDOWS = 256, 64
@@ -40,7 +39,7 @@ def calibration_windows(
         raise OptionError(f"{file}: cannot be read ({error.strerror})", "name a text file") from None
     except UnicodeDecodeError:
         raise OptionError(f"{file}: not UTF-8, a calibration text must be", "convert it first") from None
-    bos = _bos(tokenizer)
+    bos = bos_in_front(tokenizer)
     length = min(WINDOW_TOKENS, config.context_length) - len(bos)
     tokens = [t for t in tokenizer.reference().encode(text, False) if t < config.vocab_size]
     count = len(tokens) // length
@@ -53,15 +52,6 @@ def calibration_windows(
     return [bos + tokens[i * length : (i + 1) * length] for i in range(0, count, step)][:MOST_WINDOWS]
 
 
-def default_windows(tokenizer: SourceTokenizer | None, config: LlamaConfig) -> list[list[int]]:
-    """A few texts of our own; random tokens where there is no tokenizer."""
-    length = min(WINDOW_TOKENS, config.context_length)
-    if tokenizer is None:
-        return [list(random_tokens(config, length))]
-    read, bos = tokenizer.reference(), _bos(tokenizer)
-    ids = [bos + read.encode(text, False) for text in (*DEFAULT_TEXTS, DEFAULT_TEXT)]
-    return [[token for token in window if token < config.vocab_size][:length] for window in ids]
-
-
-def _bos(tokenizer: SourceTokenizer) -> list[int]:
+def bos_in_front(tokenizer: SourceTokenizer) -> list[int]:
+    """The token in front of every text, or none."""
     return [] if tokenizer.special.bos is None else [tokenizer.special.bos[1]]

@@ -239,6 +239,10 @@ QUANTIZED = {
         ("block_size is for quantized matrices", "no precision"),
     ),
     "asymmetric floats": (["--asymmetric", "--precision", "float32"], ("asymmetric", "precision is float32")),
+    "an int8 cache elsewhere": (
+        ["--cache", "int8", "--attention", "eager"],
+        ("int8 cache needs the operator of the flash path", "attention is eager"),
+    ),
     "no such module": (
         ["--precision", "int4", "--keep", "lm_haed=int8"],
         ("'lm_haed'", "no matrix", "matches"),

@@ -132,7 +132,8 @@ def test_a_limit_leaves_room_but_not_for_a_mistake(key, quantity):
 def test_exact_logits_are_what_the_issue_asks_for():
     for (rounding, _), column in TOLERANCES.items():
         assert rounding in (*BITS, INT8_CACHE) or column["logits"].limit == 1e-4
-        assert column["layer"].limit == 1e-4  # where blocks are read with activations as they are
+        # Where blocks are read with activations as they are.
+        assert rounding == INT8_CACHE or column["layer"].limit == 1e-4
         assert column["weights"].limit == 0
         assert column["tokens"].limit == 0
 

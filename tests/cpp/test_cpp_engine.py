@@ -157,6 +157,17 @@ def test_float16_says_what_pythons_engine_says(open_engine, bundle, reference):
     assert open_engine(bundle, "fp16").generate(PROMPT, max_new_tokens=40).tokens == wanted.tokens
 
 
+@pytest.mark.parametrize("name", ["fp32", "fp16"])
+def test_known_answers(open_engine, bundle, reference, name):
+    """Those that fit the engine, as exactly as it computes; the prompt is longer than none of them here."""
+    report, differences = open_engine(bundle, name).selftest()
+    answers = reference.manifest.known_answers
+    fitting = [min(len(a.tokens), max(96 - len(a.prompt_tokens), 0)) for a in answers]
+    assert (report.tokens, differences) == (sum(fitting), [])
+    assert 0 < sum(fitting) < sum(len(a.tokens) for a in answers) + 1
+    assert report.largest_difference < (1e-4 if name == "fp32" else 1e-1)
+
+
 def test_runs_are_recorded_once_for_each_bucket(open_engine, bundle, counts):
     model = open_engine(bundle)
     prompt = [1, *range(5, 24)]  # 20 tokens: chunks of 8, 8 and 4
@@ -234,6 +245,7 @@ BAD = {
     "a plan that is none": ({"content": "broken"}, {}, "session", "cannot load the plan on this GPU"),
     "a plan that loses its cache": ({}, {"PLAYED_ALIAS": "wrong"}, "session", "its cache would be lost"),
     "no plan": ({"plan": None, "product": None, "product_version": None}, {}, "manifest", "no engine built"),
+    "a plan without weights": ({"stripped": True}, {}, "manifest", "plan has no weights"),
     "a newer sidecar": ({"version": 2}, {}, "manifest", "version 2 is newer than this runtime"),
     "somebody else's": ({"format": "x"}, {}, "manifest", "not an engine of ours"),
     "a path out of the folder": (

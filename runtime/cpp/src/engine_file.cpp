@@ -72,8 +72,8 @@ EngineFile read(const Field& root) {
     const auto text = [](const Field& f) { return f.string(); };
     const auto triple = [](const Field& f) { return f.list([](const Field& n) { return n.integer(1, k_max_count); }); };
     EngineFile file;
-    for (const char* name : {"precision", "max_batch", "onnx", "build_seconds"}) (void)root[name];
-    file.task = root["task"].string();
+    for (const char* name : {"max_batch", "onnx", "build_seconds"}) (void)root[name];
+    file.task = root["task"].string(), file.precision = root["precision"].string();
     file.product = root["product"].optional(text).value_or(""), file.product_version = root["product_version"].optional(text).value_or("");
     if (!file.product.empty()) root["product"].one_of({"tensorrt", "tensorrt-rtx"});
     file.compute_capabilities = root["compute_capabilities"].list(text), file.rebuild = root["rebuild"].list(text);
@@ -89,7 +89,8 @@ EngineFile read(const Field& root) {
     file.version_compatible = root["version_compatible"].boolean();
     (void)root["refittable"].boolean();
     if (root["stripped"].boolean()) {
-        throw Error(LR_ERROR_MANIFEST, "the engine's plan has no weights, which the C++ runtime does not put in", file.rebuild_command("BUNDLE"));
+        throw Error(LR_ERROR_MANIFEST, "the engine's plan has no weights, which the C++ runtime does not put in",
+                    "build one that has them, without --stripped, or use the Python runtime");
     }
     check(file);
     return file;

@@ -17,7 +17,7 @@ struct Plan {
 };
 
 struct EngineFile {
-    std::string task, product, product_version, dtype;  // no product where the graph alone was written
+    std::string task, product, product_version, precision, dtype;  // no product where the graph alone was written
     std::vector<std::string> compute_capabilities, rebuild;
     int64_t max_seq, prefill_chunk;
     std::vector<int64_t> buckets;  // how many slots a run may read, rising; none without a cache

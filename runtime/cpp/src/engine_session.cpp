@@ -1,6 +1,7 @@
 #include "engine_session.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 #include "errors.h"
@@ -81,6 +82,12 @@ Outputs EngineSession::run_text(const Ids& tokens, const std::vector<std::string
         if (!found.count(name)) throw Error(LR_ERROR_SESSION, "the engine has no output " + name);
     }
     return found;
+}
+
+double EngineSession::rounding() const {
+    static const std::map<std::string, double> shares{{"fp32", 1e-4}, {"fp16", 1e-2}, {"bf16", 8e-2}, {"int8", 8e-2}, {"fp8", 0.15}, {"int4", 0.3}};
+    const auto found = shares.find(file_.precision);
+    return found == shares.end() ? 0 : found->second;
 }
 
 #ifdef LLAMA_RUNTIME_TENSORRT

@@ -18,6 +18,7 @@ public:
     std::unique_ptr<Cache> new_cache(size_t capacity) const override;
     void truncate(Cache& cache, size_t length) const override;
     void enlarge(Cache& cache, size_t capacity) const override;
+    double rounding() const override;
     Outputs run_text(const Ids& tokens, const std::vector<std::string>& outputs) const override;
 
 private:

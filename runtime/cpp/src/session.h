@@ -43,6 +43,8 @@ public:
     virtual void truncate(Cache& cache, size_t length) const = 0;
     // Makes room for more positions, keeping those that there are.
     virtual void enlarge(Cache& cache, size_t capacity) const = 0;
+    // By what share of the largest logit it may differ from the reference, where it computes in fewer bits.
+    virtual double rounding() const { return 0; }
     // One text, alone, through a graph that reads it whole.
     virtual Outputs run_text(const Ids& tokens, const std::vector<std::string>& outputs) const = 0;
 

@@ -40,7 +40,7 @@ struct Made {
 
     Made(const Case& made, std::mt19937& random) : c(made) {
         kind = {c.heads, c.kv_heads, 0, c.window, c.bytes};
-        total = c.past + c.tokens, capacity = total + 3;
+        total = c.past + c.tokens, capacity = total + (made.tokens % 2 ? 0 : 3);  // slots nobody may read, or none
         width = (c.packed ? c.heads + 2 * c.kv_heads : c.heads) * c.dim;
         query = normal(c.rows * c.tokens * width, random);
         if (!c.packed) {

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tiny_checkpoints import CONFIGS, write_checkpoint
+from tiny_checkpoints import CONFIGS, VARIANTS, write_checkpoint
 
 from llama_export import pipeline
 from llama_export.graph.passes import widening
@@ -336,3 +336,22 @@ def test_a_product_with_16_bit_weights_is_what_its_function_computes(dtype, bias
         assert own.shape == (rows, 53)
         np.testing.assert_allclose(own, plain, atol=1e-5)
     assert not np.array_equal(found[None, 9], found[LIBRARY, 9])  # another operator did compute
+
+
+@pytest.mark.parametrize("name", ["gqa", "mqa_llama3", "yarn", "linear"])
+@pytest.mark.parametrize("precision", ["bfloat16", "int8", "int4"])
+def test_a_token_is_the_same_read_alone_or_with_others(tmp_path, name, precision):
+    """By the bit, through the whole graph: what prompt lookup rests on."""
+    source = write_checkpoint(tmp_path / "source", (CONFIGS | VARIANTS)[name])
+    recipe = Recipe(precision=precision, weights="copy", verify=False)
+    bundle = pipeline.export(source, tmp_path / "bundle", recipe=recipe)
+    session = open_session(bundle.output, bundle.manifest, threads=2)
+    ids = np.random.default_rng(1).integers(0, session.manifest.limits.vocab_size, (1, 40))
+    alone, together = session.new_cache(capacity=40), session.new_cache(capacity=40)
+    wanted = [session.prefill(ids[:, :20], alone, all_logits=True)[0]]
+    wanted += [session.decode(ids[:, i], alone) for i in range(20, 40)]
+    got = [session.prefill(ids[:, :20], together, all_logits=True)[0]]
+    for first, end in ((20, 23), (23, 24), (24, 33), (33, 40)):
+        got.append(session.prefill(ids[:, first:end], together, all_logits=True)[0])
+    np.testing.assert_array_equal(np.concatenate(got), np.concatenate(wanted))
+    assert all(map(np.array_equal, together.tensors, alone.tensors))

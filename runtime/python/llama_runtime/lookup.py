@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -19,12 +20,16 @@ from llama_runtime.generation import Piece
 from llama_runtime.manifest import Manifest
 from llama_runtime.prefix_cache import PrefixCache
 from llama_runtime.row import Row
+from llama_runtime.session import Session
 
 # Equal runs of so many tokens are looked for, the longest first.
 NGRAMS = (4, 3, 2)
 # How far a logit may move with the number of tokens in a run, in standard deviations of the logits. Seen on
-# the demo: 4e-6 in float32, 0.02 where activations are rounded to 8 bits for each run.
+# the demo: 4e-6 in float32, 0.02 where activations are rounded to 8 bits. Our own operators move none: their
+# rows are independent (runtime/FORMAT.md, "Own kernels").
 FLOAT32_MOVES, MOVES = 1e-4, 0.1
+_ASKED = 8  # tokens
+_MOVES_OF: WeakKeyDictionary[Session, float] = WeakKeyDictionary()
 
 
 class Drafts:
@@ -80,7 +85,7 @@ class Reader:
 
     def __init__(self, row: Row, cache: PrefixCache) -> None:
         self._row, self._cache = row, cache
-        self._moves = FLOAT32_MOVES if cache.session.manifest.precision == "float32" else MOVES
+        self._moves = _moves(cache.session)
         self._plain = len(
             cache.tokens
         )  # so many of the cache's positions are what plain decoding leaves there
@@ -104,9 +109,8 @@ class Reader:
             The piece, and whether the cache still holds them.
         """
         cache = self._cache
-        certain = self._plain == len(cache.tokens) or self._row.is_certain(
-            logits, self._moves * float(logits.std())
-        )
+        certain = not self._moves or self._plain == len(cache.tokens)
+        certain = certain or self._row.is_certain(logits, self._moves * float(logits.std()))
         if not certain:
             again = cache.tokens[self._plain : len(cache.tokens) - unread]
             cache.keep(self._plain)
@@ -114,6 +118,20 @@ class Reader:
                 logits = cache.decode(token)[0]
             self._plain = len(cache.tokens)
         return self._row.take(logits), certain
+
+
+def _moves(session: Session) -> float:
+    """How far a logit may move; a session is asked once, by reading a few tokens alone and together."""
+    if session not in _MOVES_OF:
+        limits = session.manifest.limits
+        count = min(_ASKED, limits.max_position_embeddings)
+        tokens = np.arange(count, dtype=np.int64)[None] % limits.vocab_size
+        alone, together = (session.new_cache(capacity=count) for _ in range(2))
+        logits = np.stack([session.decode(tokens[:, i], alone)[0] for i in range(count)])
+        same = np.array_equal(logits, session.prefill(tokens, together, all_logits=True)[0])
+        moves = FLOAT32_MOVES if session.manifest.precision == "float32" else MOVES
+        _MOVES_OF[session] = 0.0 if same else moves
+    return _MOVES_OF[session]
 
 
 def pieces(row: Row, cache: PrefixCache, logits: np.ndarray) -> Iterator[Piece]:

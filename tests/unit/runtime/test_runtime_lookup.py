@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -91,14 +92,24 @@ def test_a_choice_at_an_edge_is_not_certain(cut):
 @pytest.mark.parametrize("count", [1, 3, 10])
 @pytest.mark.parametrize("moves", [1e-4, 0.5])
 def test_tokens_are_those_of_plain_decoding(generator, changes, count, moves, counted, monkeypatch):
-    monkeypatch.setattr(lookup, "MOVES", moves)
-    monkeypatch.setattr(lookup, "FLOAT32_MOVES", moves)
+    monkeypatch.setattr(lookup, "_moves", lambda session: moves)
     options = SamplingOptions(max_new_tokens=90, **changes)
     plain = generator.generate(PROMPT, options)
     counted.clear()
     ahead = generator.generate(PROMPT, replace(options, prompt_lookup_num_tokens=count))
     assert ahead.tokens == plain.tokens and ahead.finish_reason == plain.finish_reason
     assert max(counted) <= count + 1
+
+
+def test_a_session_is_asked_once_whether_rows_are_independent(generator, monkeypatch):
+    monkeypatch.setattr(lookup, "_MOVES_OF", WeakKeyDictionary())
+    measured = lookup._moves(generator.session)
+    assert measured in (0.0, lookup.FLOAT32_MOVES)
+    decode = generator.session.decode
+    monkeypatch.setattr(type(generator.session), "decode", lambda self, *given: decode(*given) + 1)
+    assert lookup._moves(generator.session) == measured
+    monkeypatch.setattr(lookup, "_MOVES_OF", WeakKeyDictionary())
+    assert lookup._moves(generator.session) == lookup.FLOAT32_MOVES
 
 
 def test_a_text_that_repeats_itself_takes_fewer_runs(generator, counted):

@@ -30,7 +30,7 @@ std::optional<std::string> find_kernels(const Manifest& manifest) {
     const char* set = std::getenv(k_level);
     const std::string wanted = set ? set : "";
     const bool blocks = manifest.precision == "int4" || manifest.precision == "int8";
-    const bool half = manifest.cache && manifest.cache->half;
+    const bool half = manifest.cache && manifest.cache->dtype == "float16";
     if (wanted == "off" || half || !(blocks || manifest.attention == "flash")) return std::nullopt;
     const std::string path = find_library();
     if (path.empty()) {

@@ -47,7 +47,7 @@ private:
 Manifest manifest() {
     Manifest m;
     m.task = "text-generation", m.vocab_size = 5, m.max_positions = 16, m.rope_depends_on_length = false;
-    m.cache = CacheSpec{1, 2, 4, true, "", "", "", "", true};
+    m.cache = CacheSpec{1, 2, 4, "float16", "", "", "", "", true};
     return m;
 }
 

@@ -1,7 +1,8 @@
-"""int8 and int4: exports of one bfloat16 checkpoint, and generating with them, ours and the peers'."""
+"""int8, int4 and bfloat16: exports of one bfloat16 checkpoint, and generating with them, ours and peers."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ LLAMA_CPP_RUNTIME = (peers.LLAMA_CPP,)  # no wheel on PyPI: built here, for this
 OPENVINO = ("openvino-genai", "optimum-intel[openvino]")
 
 
+OURS = {
+    "ours, int4 block 32, int8 cache": ("--precision", "int4", "--cache", "int8"),
+    "ours, bfloat16": ("--weights", "link"),
+}
+
+
 @dataclass(frozen=True)
 class Quantized:
     """A quantized export and what runs it.
@@ -38,12 +45,15 @@ class Quantized:
     script: str
 
 
-def candidates(cache: Path, without: frozenset[str]) -> tuple[list[Quantized], dict[str, str]]:
+def candidates(
+    cache: Path, without: frozenset[str], these: str = ""
+) -> tuple[list[Quantized], dict[str, str]]:
     """Everything that is measured, and why the rest cannot be.
 
     Args:
         cache: Holds the peers' environments.
         without: Names of peers to leave out.
+        these: A regular expression; a candidate whose name it is not found in is left out.
     """
     here = Path(sys.executable)
     found = []
@@ -54,6 +64,8 @@ def candidates(cache: Path, without: frozenset[str]) -> tuple[list[Quantized], d
         if block == "32":
             plain = f"{name}, ONNX Runtime's kernels"
             found.append(Quantized(plain, export, here, "generate_ours_plain.py"))
+    for name, options in OURS.items():
+        found.append(Quantized(name, ours(name, *options, "--no-verify"), here, "generate_ours.py"))
     missing: dict[str, str] = {}
     makers: dict[str, Callable[[Path], list[Quantized]]] = {
         "onnxruntime-genai": _genai,
@@ -68,7 +80,7 @@ def candidates(cache: Path, without: frozenset[str]) -> tuple[list[Quantized], d
             found += make(cache)
         except InstallError as error:
             missing[name] = f"cannot be installed: {error}"
-    return found, missing
+    return [candidate for candidate in found if re.search(these, candidate.name)], missing
 
 
 def _genai(cache: Path) -> list[Quantized]:
@@ -99,7 +111,7 @@ def llama_cpp(cache: Path) -> list[Quantized]:
 
         return Export(f"llama.cpp, {kind}", command)
 
-    made = [export(kind) for kind in ("Q4_0", "Q4_K_M", "Q8_0")]
+    made = [export(kind) for kind in ("Q4_0", "Q4_K_M", "Q8_0", "BF16")]
     return [Quantized(e.name, e, python(env), "generate_llama_cpp.py") for e in made]
 
 
@@ -139,7 +151,13 @@ def bench_exports(checkpoint: Path, work: Path, found: list[Quantized], repeats:
 
 
 def bench(
-    shape: Shape, checkpoint: Path, exports: Exports, found: list[Quantized], repeats: int, new_tokens: int
+    shape: Shape,
+    checkpoint: Path,
+    exports: Exports,
+    found: list[Quantized],
+    repeats: int,
+    new_tokens: int,
+    **asked: int,
 ) -> dict[str, Outcome]:
     """Generate with each in turn, every time in a process of its own; texts may differ, as the weights do."""
 
@@ -147,7 +165,7 @@ def bench(
         runtime = Runtime(
             candidate.name, candidate.export, checkpoint, candidate.interpreter, candidate.script
         )
-        return generate(runtime, exported.require(), shape.vocab_size, new_tokens)[1]
+        return generate(runtime, exported.require(), shape.vocab_size, new_tokens, **asked)[1]
 
     made = [(c, exports.make(c.export.name, c.export, checkpoint)) for c in found]
     return interleave([Candidate(c.name, lambda c=c, e=e: once(c, e)) for c, e in made], repeats)

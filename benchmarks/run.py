@@ -71,6 +71,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--shape", choices=SHAPES, default="TinyLlama-1.1B", help="of the checkpoint; default %(default)s")
     add("--work", type=Path, help="a disk with 32 GB for the exports, removed at the end; default in --cache")
     add("--cache", type=Path, default=CACHE, help="for the peers' environments; default %(default)s")
+    add("--these", default="", help="of the quantized exports, those whose name has this regular expression")
+    add("--threads", type=int, default=speed.THREADS, help="of quantized exports; default %(default)s")
+    add("--prompt", type=int, default=speed.PROMPT_TOKENS, help="tokens of their prompt; default %(default)s")
     add("--without", default="", help="peers to leave out, by name; the tables say so")
     add("--name", default="all", help="of the results: results/<date>-<name>.json")
     options = parser.parse_args(arguments)
@@ -93,8 +96,8 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
         "command": " ".join(["python benchmarks/run.py", *sys.argv[1:]]),
         "repeats": options.repeats,
         "shape": options.shape,
-        "threads": speed.THREADS,
-        "prompt": speed.PROMPT_TOKENS,
+        "threads": options.threads,
+        "prompt": options.prompt,
         "new": new_tokens,
         "row_new": row_tokens,
     }
@@ -140,12 +143,18 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
         outcomes["verification"] = verification.bench(work, shape, options.repeats)
     if {"quantizing", "quantized"} & set(options.only):
         bfloat16 = make_checkpoint(work / "bfloat16", shape, "bfloat16")
-        found, absent = quantized.candidates(options.cache, frozenset(options.without.split(",")))
+        found, absent = quantized.candidates(
+            options.cache, frozenset(options.without.split(",")), options.these
+        )
         rows = {name: Outcome(failures=[reason]) for name, reason in absent.items()}
         if "quantizing" in options.only:
             outcomes["quantizing"] = quantized.bench_exports(bfloat16, work, found, options.repeats) | rows
         if "quantized" in options.only:
-            made = quantized.bench(shape, bfloat16, exports, found, options.repeats, new_tokens)
+            made = quantized.bench(
+                *(shape, bfloat16, exports, found, options.repeats, new_tokens),
+                threads=options.threads,
+                prompt_tokens=options.prompt,
+            )
             outcomes["quantized"] = made | rows
     if "cpp" in options.only:
         bfloat16 = make_checkpoint(work / "bfloat16", shape, "bfloat16")

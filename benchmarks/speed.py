@@ -92,14 +92,22 @@ def bench(
     return interleave(candidates, repeats), tokens
 
 
-def generate(runtime: Runtime, folder: Path, vocab_size: int, new_tokens: int) -> tuple[list[int], Sample]:
+def generate(
+    runtime: Runtime,
+    folder: Path,
+    vocab_size: int,
+    new_tokens: int,
+    *,
+    threads: int = THREADS,
+    prompt_tokens: int = PROMPT_TOKENS,
+) -> tuple[list[int], Sample]:
     """Run a runtime's script once.
 
     Raises:
         RuntimeError: It failed; the message is its last error.
     """
     settle(folder)
-    question = [folder, THREADS, PROMPT_TOKENS, new_tokens, vocab_size]
+    question = [folder, threads, prompt_tokens, new_tokens, vocab_size]
     script = peers.WORKERS / runtime.script
     measured = measure([runtime.interpreter, script, *map(str, question)], env=peers.OFFLINE)
     if measured.returncode:

@@ -26,10 +26,12 @@ def main() -> None:
     watch.loaded()
 
     def read(tokens: list[int]) -> int:
-        """Read tokens and return the likeliest next one."""
-        array = (llama_cpp.llama_token * len(tokens))(*tokens)
-        if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(array, len(tokens))):
-            raise SystemExit("llama_decode failed")
+        """Read tokens, a batch at a time, and return the likeliest next one."""
+        for start in range(0, len(tokens), PREFILL_TOKENS):
+            chunk = tokens[start : start + PREFILL_TOKENS]
+            array = (llama_cpp.llama_token * len(chunk))(*chunk)
+            if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(array, len(chunk))):
+                raise SystemExit("llama_decode failed")
         logits = llama_cpp.llama_get_logits_ith(context, -1)
         return int(np.ctypeslib.as_array(logits, (question.vocab_size,)).argmax())
 

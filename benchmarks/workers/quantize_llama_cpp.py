@@ -1,4 +1,4 @@
-"""llama.cpp: its converter to bfloat16, then its quantizer; both are what a person has to run."""
+"""llama.cpp: its converter to bfloat16, then its quantizer, which bfloat16 itself needs not."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ TYPES = {
 }
 
 interpreter, convert, checkpoint, output, kind = sys.argv[1:]
-wide = Path(output) / "wide.gguf"
+target = Path(output) / "model.gguf"
+wide = target if kind == "BF16" else Path(output) / "wide.gguf"
 subprocess.run([interpreter, convert, checkpoint, "--outtype", "bf16", "--outfile", wide], check=True)
+if kind == "BF16":
+    sys.exit()
 options = llama_cpp.llama_model_quantize_default_params()
 options.ftype = TYPES[kind]
 options.nthread = 2
-target = Path(output) / "model.gguf"
 code = llama_cpp.llama_model_quantize(str(wide).encode(), str(target).encode(), options)
 wide.unlink()
 sys.exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llama_export.quantize.blocks import (
     BLOCK_SIZES,
+    SCALES,
     Blocks,
     Part,
     Quantized,
@@ -20,6 +21,7 @@ from llama_export.quantize.signed import Signed, signed_codes
 __all__ = [
     "BLOCK_SIZES",
     "METHODS",
+    "SCALES",
     "Blocks",
     "Method",
     "Part",

@@ -22,6 +22,9 @@ BLOCK_SIZES = (32, 64, 128)
 BLOCK_ERROR_STEPS = 1.0
 
 
+SCALES = "_scales"
+
+
 @dataclass(frozen=True)
 class Part:
     """One of the arrays that a quantized matrix is made of.
@@ -74,7 +77,7 @@ class Blocks:
         """The arrays of a matrix [N, K], in the order they are written: codes, scales, zero points."""
         rows, count = shape[0], self.count(shape[1])
         codes = Part(f"_q{self.bits}", torch.uint8, (rows, count, self.size * self.bits // 8))
-        scales = Part("_scales", torch.float32, (rows, count))
+        scales = Part(SCALES, torch.float32, (rows, count))
         if self.symmetric:
             return codes, scales
         return codes, scales, Part("_zero_points", torch.uint8, (rows, -(-count * self.bits // 8)))

@@ -14,7 +14,7 @@ from llama_export.checkpoint.computed import join_rows
 from llama_export.checkpoint.tensor import widen
 from llama_export.errors import OptionError
 from llama_export.graph.passes import PROJECTIONS
-from llama_export.quantize import Blocks, Part, Signed
+from llama_export.quantize import SCALES, Blocks, Part, Signed
 from llama_export.weights.precision import (
     EMBEDDING,
     GPTQ,
@@ -96,9 +96,15 @@ class WeightPlan:
         return self.model_name.replace("model", "embed_tokens", 1)
 
     def step_bytes(self, *, tied: bool) -> int:
-        """Bytes of weights that a decoding step reads: all but the embedding table, unless it is the head."""
-        table = f"{EMBEDDING}.weight"
-        return sum(weight.nbytes for name, weight in self.weights.items() if tied or name != table)
+        """Bytes of weights that a step must read: all but the embedding table, unless that is the head.
+
+        A scale of a block counts as two: it has no more than float16's significant bits.
+        """
+        read = [weight for name, weight in self.weights.items() if tied or name != f"{EMBEDDING}.weight"]
+        parts = [part for weight in read if weight.blocks is not None for part, _ in weight.parts]
+        return sum(weight.nbytes for weight in read) - sum(
+            part.nbytes // 2 for part in parts if part.suffix == SCALES
+        )
 
 
 def plan_weights(

@@ -54,6 +54,26 @@ def test_matrices_that_read_the_same_are_one_and_the_rest_is_float32(tmp_path):
     assert (plan.precision, plan.model_name, plan.mode) == ("int4", "model_q4.onnx", "copy")
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_step_must_read_codes_and_short_scales(tmp_path, symmetric):
+    checkpoint, plan = plan_of(tmp_path / "from", Quantization("int4", symmetric=symmetric))
+    wanted = 0
+    for name, weight in plan.weights.items():
+        values = weight.source.shape[0] * (weight.source.shape[1] if len(weight.source.shape) > 1 else 1)
+        if weight.blocks is None:
+            wanted += 4 * values
+        elif name != "model.embed_tokens.weight":
+            blocks, bits = values // weight.blocks.size, weight.blocks.bits
+            wanted += values * bits // 8 + 2 * blocks + (0 if symmetric else blocks * bits // 8)
+    assert 0 <= plan.step_bytes(tied=False) - wanted <= 64 * len(plan.weights)  # where arrays begin
+    data = written(checkpoint, plan, tmp_path / "to")
+    for name, weight in plan.weights.items():
+        if weight.blocks is not None:
+            part, offset = weight.parts[1]
+            scales = torch.frombuffer(bytearray(data[offset : offset + part.nbytes]), dtype=torch.float32)
+            assert torch.all(scales.view(torch.int32) & ((1 << 13) - 1) == 0), name  # float16's bits
+
+
 def test_a_tied_table_is_the_head_too(tmp_path):
     _, plan = plan_of(tmp_path / "from", Quantization("int4"), CONFIGS["mha_tied"])
     assert plan.weights["model.embed_tokens.weight"].blocks == Blocks(8, 16)  # 48 columns

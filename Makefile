@@ -20,7 +20,7 @@ TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-SOURCES := exporter runtime/python runtime/web runtime/cpp recipes tests benchmarks examples
+SOURCES := exporter runtime/python runtime/web runtime/cpp runtime/kernels recipes tests benchmarks examples
 DEMO := artifacts/tiny
 # A file's tests share what they export, so they stay together.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
@@ -62,7 +62,7 @@ cpp-needs: $(VENV)/.dev-ready
 	@runtime/cpp/fetch_onnxruntime.sh build/onnxruntime $(BIN)/python || echo "the C++ runtime cannot be built here"
 
 kernels: $(VENV)/.run-ready
-	@runtime/kernels/build.sh $(BIN)/python
+	@runtime/kernels/build.sh
 
 web: runtime/web/node_modules/.ready
 

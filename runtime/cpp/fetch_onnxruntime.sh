@@ -3,24 +3,15 @@
 #
 #   fetch_onnxruntime.sh FOLDER [PYTHON]
 #
-# FOLDER/include gets the headers of Debian's libonnxruntime-dev (fetch_debian_package.sh says from where),
-# FOLDER/lib a link to the library of the onnxruntime package that PYTHON has installed. The headers may be
-# older than the library, never newer. Nothing is installed.
+# FOLDER/include gets the headers (fetch_onnxruntime_headers.sh), FOLDER/lib a link to the library of the onnxruntime
+# package that PYTHON has installed. The headers may be older than the library, never newer. Nothing is installed.
 set -euo pipefail
 
 FOLDER=${1:?name the folder to put include/ and lib/ into}
 PYTHON=${2:-python3}
-HERE=$(cd "$(dirname "$0")" && pwd)
 
-mkdir -p "$FOLDER/include" "$FOLDER/lib"
-if [ ! -f "$FOLDER/include/onnxruntime_c_api.h" ]; then
-    "$HERE/fetch_debian_package.sh" libonnxruntime-dev "$FOLDER/package" ||
-        { echo "hint: unpack ONNX Runtime's headers into $FOLDER/include" >&2; exit 2; }
-    headers=$(find "$FOLDER/package" -name onnxruntime_c_api.h -printf '%h\n' | head -n 1)
-    cp "$headers"/*.h "$FOLDER/include/"
-    rm -rf "$FOLDER/package"
-fi
-
+"$(dirname "$0")/fetch_onnxruntime_headers.sh" "$FOLDER"
+mkdir -p "$FOLDER/lib"
 library=$("$PYTHON" - <<'PY'
 import glob, importlib.util, os
 spec = importlib.util.find_spec("onnxruntime")

@@ -54,6 +54,8 @@ void copy_positions(const void* source, size_t from, void* target, size_t to, si
     }
 }
 
+constexpr int k_spins_briefly = 32;  // ONNX Runtime 1.32; older ones take no duration, and wait much longer
+
 Owned<OrtSessionOptions> session_options(const OrtApi& api, const std::string& folder, const Manifest& manifest, int threads) {
     OrtSessionOptions* made = nullptr;
     check(api, api.CreateSessionOptions(&made), "options");
@@ -64,7 +66,10 @@ Owned<OrtSessionOptions> session_options(const OrtApi& api, const std::string& f
     set(api.SetInterOpNumThreads(made, 1));
     // A memory pattern is kept for every input shape, and every decode has a new one.
     set(api.DisableMemPattern(made));
-    set(api.AddSessionConfigEntry(made, "session.intra_op.allow_spinning", "0"));
+    // Threads that wait as long as it takes from one product to the next, where they can be told how long that is.
+    const bool briefly = onnxruntime_minor() >= k_spins_briefly;
+    set(api.AddSessionConfigEntry(made, "session.intra_op.allow_spinning", briefly ? "1" : "0"));
+    if (briefly) set(api.AddSessionConfigEntry(made, "session.intra_op.spin_duration_us", "20"));
     if (manifest.precision == "float32") {
         // The weights stay in the mapped file; packing would copy every one of them, for many seconds.
         set(api.AddSessionConfigEntry(made, "session.disable_prepacking", "1"));

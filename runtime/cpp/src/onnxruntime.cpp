@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <mutex>
@@ -11,7 +13,10 @@
 namespace llama {
 namespace {
 
+std::atomic<int> minor_version{0};
+
 const OrtApi& api_of(const OrtApiBase* base, const std::string& where) {
+    int minor = 0;
     const OrtApi* api = base ? base->GetApi(k_ort_api) : nullptr;
     if (!api) {
         const char* version = base ? base->GetVersionString() : nullptr;
@@ -19,6 +24,8 @@ const OrtApi& api_of(const OrtApiBase* base, const std::string& where) {
                                           " is too old, needs 1." + std::to_string(k_ort_api) + " or newer",
                     "install a newer onnxruntime");
     }
+    std::sscanf(base->GetVersionString(), "1.%d", &minor);
+    minor_version = minor;
     return *api;
 }
 
@@ -70,6 +77,8 @@ const OrtApi& find_library() {
 #endif
 
 }  // namespace
+
+int onnxruntime_minor() { return minor_version; }
 
 const OrtApi& load_onnxruntime(const std::string& path) {
     static std::mutex mutex;

@@ -16,6 +16,9 @@ constexpr uint32_t k_ort_api = 18;
 // folder or ../lib beside it, else the system's. Throws LR_ERROR_LIBRARY. It stays loaded.
 const OrtApi& load_onnxruntime(const std::string& path);
 
+// The x of its version 1.x.
+int onnxruntime_minor();
+
 // Throws LR_ERROR_SESSION, with `what` in front, where a call failed; of ONNX Runtime's message the first line.
 void check(const OrtApi& api, OrtStatus* status, const std::string& what);
 

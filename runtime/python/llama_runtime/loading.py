@@ -142,8 +142,10 @@ def session_options(onnxruntime: Any, folder: Path, manifest: Manifest, threads:
     options.inter_op_num_threads = 1
     # A memory pattern is kept for every input shape, and every decode has a new one.
     options.enable_mem_pattern = False
-    # Spinning threads take the cores from whatever else runs on the machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # As long as it takes from one product to the next: a thread that sleeps comes too late for it, one that
+    # waits for longer takes the core from whatever else runs on the machine (benchmarks/LOG.md).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
     if manifest.precision == "float32":
         # The weights stay in the mapped file; packing would copy every one of them, for many seconds.
         options.add_session_config_entry("session.disable_prepacking", "1")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from talking_checkpoint import files_in, train_tokenizer, write_talking_checkpoint
 
@@ -19,22 +20,6 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"
 Break = Callable[[Path], object]
-
-
-def refused(result: Result, *words: str, hint: bool = True) -> str:
-    """Check the form of a refusal and return its sentence."""
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    lines = result.stderr.splitlines()
-    assert len(lines) == (2 if hint else 1), result.stderr
-    assert lines[0].startswith("error: ")
-    assert not hint or lines[1].startswith("hint: ")
-    for line in lines:
-        assert line.isprintable()
-        assert not line.endswith(".")
-    for word in words:
-        assert word in lines[0]
-    return lines[0]
 
 
 def edit(file: str, **changes: object) -> Break:

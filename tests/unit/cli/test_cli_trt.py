@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
+from refusals import refused
 from talking_checkpoint import files_in
-from test_cli_bad_input import refused
 from tiny_checkpoints import NARROW_HEADS, write_checkpoint
 
 import llama_export

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from played_tensorrt import PlayedCuda
+from refusals import refused
 from talking_checkpoint import talking
-from test_cli_bad_input import refused
 from tiny_checkpoints import VARIANTS, write_checkpoint
 from tiny_heads import write_head_checkpoint
 

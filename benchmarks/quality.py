@@ -37,6 +37,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "int4, block 64": ("--precision", "int4", "--block-size", "64"),
     "int4, block 128": ("--precision", "int4", "--block-size", "128"),
     "int4, block 128, asymmetric": ("--precision", "int4", "--block-size", "128", "--asymmetric"),
+    "int8, int8 cache": ("--precision", "int8", "--cache", "int8"),
+    "int4, block 32, int8 cache": ("--precision", "int4", "--cache", "int8"),
+    "bfloat16, int8 cache": ("--weights", "link", "--cache", "int8"),
     "int4, block 32, head int4": ("--precision", "int4", *FLAT),
     "int4, block 32, gptq": ("--precision", "int4", *CALIBRATED),
     "int4, block 128, gptq": ("--precision", "int4", "--block-size", "128", *CALIBRATED),
@@ -134,15 +137,18 @@ def _logits(folder: Path, texts: list[list[int]]) -> Iterator[np.ndarray]:
     model = next(iter([*folder.glob("onnx/*.onnx"), *folder.glob("*.onnx")]))
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     facts = json.loads((CHECKPOINT / "config.json").read_text())
-    cache = np.zeros((1, facts["num_key_value_heads"], 0, facts["head_dim"]), np.float32)
+    past = (1, facts["num_key_value_heads"], 0, facts["head_dim"])
+    dtypes = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
     for ids in texts:
         feeds = {
             "input_ids": np.array([ids]),
             "attention_mask": np.ones((1, len(ids)), np.int64),
             "position_ids": np.arange(len(ids))[None],
         }
-        wanted = {spec.name for spec in session.get_inputs()}
-        feeds = {name: feeds.get(name, cache) for name in wanted}
+        for spec in session.get_inputs():
+            if spec.name not in feeds:
+                feeds[spec.name] = np.zeros(past, dtypes[spec.type])
+        feeds = {spec.name: feeds[spec.name] for spec in session.get_inputs()}
         yield session.run(["logits"], feeds)[0][0]
 
 

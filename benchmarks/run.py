@@ -38,6 +38,7 @@ BENCHMARKS = (
     "layouts",
     "sparse",
     "verification",
+    "quantizing",
     "quantized",
     "cpp",
 )

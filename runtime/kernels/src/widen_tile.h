@@ -7,6 +7,8 @@
 namespace llama_kernels {
 namespace {
 
+// A single row is bound by memory, which one stream at a time reads fastest.
+constexpr int kOutputsAlone = 1;
 constexpr int kWidenRows = kSums >= 16 ? 4 : kSums >= 4 ? 2 : 1;
 
 struct Widened {
@@ -121,7 +123,7 @@ void widen_rows(const WidenTile& tile, int64_t output) {
 
 template <Narrow narrow, int R>
 void widen_outputs(const WidenTile& tile) {
-    constexpr int O = kSums / R < 4 ? kSums / R : 4;
+    constexpr int most = R == 1 ? kOutputsAlone : 4, O = kSums / R < most ? kSums / R : most;
     for (int64_t output = 0; output < tile.outputs; output += O) widen_rows<narrow, R, O>(tile, output);
 }
 

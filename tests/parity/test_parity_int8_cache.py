@@ -97,7 +97,7 @@ def test_scales_hold_what_was_read_at_any_position():
     for offset in (3, 17):
         largest = torch.maximum(largest, keys_at(config, read, ids, offset))
     assert (largest <= 127 * scales[0].keys + 1e-6).all()
-    assert (largest.amax(1) > 127 * scales[0].keys.amax(1) / 1.5).all()  # and little more
+    assert (largest.amax(1) > 127 * scales[0].keys.amax(1) / 2.5).all()  # and not much more
 
 
 def keys_at(config: LlamaConfig, read, windows, offset: int) -> torch.Tensor:

@@ -115,7 +115,8 @@ def run_time_note(weights: WeightPlan) -> str:
     if weights.precision == "float32":
         return f"on CPU the weights are mapped, not copied: {size(values * 4)} of page cache"
     return (
-        f"on CPU the {weights.precision} weights are converted to float32 whenever a session loads: "
+        f"on CPU, without our kernels, the {weights.precision} weights are "
+        "converted to float32 whenever a session loads: "
         f"{size(values * 4)} of private memory, and some seconds for each GiB; "
         "--weights copy --precision float32 does it once, on disk"
     )

@@ -207,7 +207,10 @@ def _other_choice(precision: str, weights: str) -> str:
     if precision in ("int8", "int4"):
         return "faster    --block-size 128, where what rounding costs allows it; closer: --precision int8"
     if precision != "float32":
-        return "faster    starts at once on CPU: --weights copy --precision float32 (twice the disk)"
+        return (
+            "faster    starts at once, without our kernels: "
+            "--weights copy --precision float32 (twice the disk)"
+        )
     if weights == "copy":
         return "smaller   half the disk: --weights copy --precision bfloat16 (or float16)"
     return "smaller   half the disk, rounded: --weights copy --precision float16 (or bfloat16)"

@@ -86,9 +86,8 @@ class Reader:
     def __init__(self, row: Row, cache: PrefixCache) -> None:
         self._row, self._cache = row, cache
         self._moves = _moves(cache.session)
-        self._plain = len(
-            cache.tokens
-        )  # so many of the cache's positions are what plain decoding leaves there
+        # The first positions of the cache, which are what plain decoding leaves there.
+        self._plain = len(cache.tokens)
 
     def read(self, tokens: Sequence[int]) -> np.ndarray:
         """Read tokens behind those that are there; returns the logits that follow each, [T, V] float32."""

@@ -12,8 +12,7 @@ from conversion import peer_export
 from exports import COPY_EXPORT, OURS_COPIED, Exported, Exports
 from machine import settle
 from measure import last_error, measure
-from rounds import Candidate, Outcome, Sample, interleave
-from speed import THREADS
+from rounds import THREADS, Candidate, Outcome, Sample, interleave
 
 ONE_BY_ONE = "ours, one by one"
 OVERHEAD = "ours beside the bare session"

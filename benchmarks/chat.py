@@ -10,8 +10,7 @@ import peers
 from conversion import ours, run_export
 from machine import settle
 from measure import last_error, measure
-from rounds import Candidate, Outcome, Sample, interleave
-from speed import THREADS
+from rounds import THREADS, Candidate, Outcome, Sample, interleave
 
 # Long enough a chat to matter, and short enough for 2048 positions.
 TEMPLATE = """{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]

@@ -85,13 +85,15 @@ SHAPES = {
 }
 
 
-def make_checkpoint(folder: Path, shape: Shape, dtype: Dtype) -> Path:
+def make_checkpoint(folder: Path, shape: Shape, dtype: Dtype, residual: float = 1.0) -> Path:
     """Write a checkpoint with tokenizer, unless the folder already holds this one.
 
     Args:
         folder: Made when absent.
         shape: Its architecture.
         dtype: How its weights are stored.
+        residual: Factor of what a layer adds. With little, a token follows from the one before it alone, and
+            greedy text runs into a circle of some hundred tokens.
 
     Returns:
         The folder.
@@ -102,13 +104,13 @@ def make_checkpoint(folder: Path, shape: Shape, dtype: Dtype) -> Path:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_weights(folder / "model.safetensors", shape, dtype)
+    write_weights(folder / "model.safetensors", shape, dtype, residual)
     write_tokenizer(folder, shape.vocab_size)
     config.write_text(wanted)  # last: it marks the folder as complete
     return folder
 
 
-def write_weights(path: Path, shape: Shape, dtype: Dtype) -> None:
+def write_weights(path: Path, shape: Shape, dtype: Dtype, residual: float = 1.0) -> None:
     """Write one safetensors file, two tensors in memory at a time and neither as a whole."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begins, end = {}, 0
@@ -123,6 +125,7 @@ def write_weights(path: Path, shape: Shape, dtype: Dtype) -> None:
         stream.truncate(8 + len(head) + end)
 
     def fill(index: int, name: str, dims: tuple[int, ...]) -> None:
+        spread = SPREAD * (residual if "o_proj" in name or "down_proj" in name else 1)
         rng = np.random.Generator(np.random.SFC64([SEED, index]))
         with path.open("r+b") as stream:
             stream.seek(8 + len(head) + begins[name])
@@ -130,7 +133,7 @@ def write_weights(path: Path, shape: Shape, dtype: Dtype) -> None:
             for start in range(0, count, CHUNK):
                 values = rng.random(min(CHUNK, count - start), np.float32)
                 values -= 0.5
-                values *= 2 * SPREAD
+                values *= 2 * spread
                 if len(dims) == 1:  # a norm's weight
                     values += 1
                 stream.write(encode(values, dtype).data)

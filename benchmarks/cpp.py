@@ -24,8 +24,8 @@ from environments import InstallError
 from exports import Exported, Exports
 from machine import settle
 from measure import last_error, measure
-from rounds import Candidate, Outcome, Sample, interleave
-from speed import PROMPT_TOKENS, THREADS
+from rounds import THREADS, Candidate, Outcome, Sample, interleave
+from speed import PROMPT_TOKENS
 from workers.protocol import PREFILL_REPEATS, Question
 
 from llama_runtime.kernels import LIBRARY, VARIABLE

@@ -9,15 +9,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 OURS = ("llama-export", "onnxruntime", "torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 # What decides how fast a CPU multiplies.
 FEATURES = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile"}
 BUSY = 0.02  # of a core: what a process may use without being named
-
-# Far more than any last-level cache; summed twice, the better counts.
-BANDWIDTH_BYTES = 1 << 28
 
 
 def describe() -> dict[str, object]:
@@ -45,16 +40,6 @@ def busy_processes(seconds: float = 1.0) -> dict[str, float]:
     used = {key: (ticks - before[key]) / per_core for key, ticks in after.items() if key in before}
     ranked = sorted(used.items(), key=lambda item: -item[1])
     return {f"{name} ({pid})": share for (pid, name), share in ranked if share > BUSY and pid != os.getpid()}
-
-
-def read_bandwidth() -> float:
-    """Bytes a second that one core reads from memory now; shared machines change it by the minute."""
-    data, best = np.ones(BANDWIDTH_BYTES // 8), 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        data.max()
-        best = max(best, BANDWIDTH_BYTES / (time.perf_counter() - start))
-    return best
 
 
 def settle(*warm: Path) -> None:

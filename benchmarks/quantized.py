@@ -10,6 +10,7 @@ from pathlib import Path
 
 import environments
 import peers
+from batch import ask
 from checkpoints import Shape
 from conversion import Export, ours, remove, run_export, size
 from environments import InstallError, python
@@ -18,6 +19,10 @@ from measure import last_error
 from rounds import Candidate, Outcome, Sample, interleave
 from speed import Runtime, generate
 
+from llama_runtime import bench
+from llama_runtime.manifest import MANIFEST_NAME, read_manifest
+
+WEIGHT_FILES = {".gguf", ".data", ".bin"}
 LLAMA_CPP_RUNTIME = (peers.LLAMA_CPP,)  # no wheel on PyPI: built here, for this processor
 OPENVINO = ("openvino-genai", "optimum-intel[openvino]")
 
@@ -36,13 +41,26 @@ class Quantized:
         name: As the tables show it.
         export: How it is made.
         interpreter: Of the script that runs it.
-        script: In ``workers``.
+        runtime: ``workers`` holds its ``generate_`` and, for most, its ``batch_`` script.
+        embedding_bits: Of each value of the embedding table in a peer's files.
+        cache_bits: Of each value of a peer's cache.
     """
 
     name: str
     export: Export
     interpreter: Path
-    script: str
+    runtime: str
+    embedding_bits: float = 0
+    cache_bits: float = 32
+
+    def step_bytes(self, folder: Path, shape: Shape, positions: int) -> float:
+        """What a step of decoding must read: its weights without the embedding table, and the cache."""
+        if (folder / MANIFEST_NAME).exists():
+            return bench.step_bytes(read_manifest(folder), positions) or 0
+        files = [file for file in folder.rglob("*") if file.suffix in WEIGHT_FILES]
+        table = shape.vocab_size * shape.hidden_size * self.embedding_bits / 8
+        cached = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * positions
+        return sum(file.stat().st_size for file in files) - table + cached * self.cache_bits / 8
 
 
 def candidates(
@@ -60,12 +78,12 @@ def candidates(
     for precision, block in (("int4", "32"), ("int4", "128"), ("int8", "32"), ("int8", "128")):
         name = f"ours, {precision} block {block}"
         export = ours(name, "--precision", precision, "--block-size", block, "--no-verify")
-        found.append(Quantized(name, export, here, "generate_ours.py"))
+        found.append(Quantized(name, export, here, "ours"))
         if block == "32":
             plain = f"{name}, ONNX Runtime's kernels"
-            found.append(Quantized(plain, export, here, "generate_ours_plain.py"))
+            found.append(Quantized(plain, export, here, "ours_plain"))
     for name, options in OURS.items():
-        found.append(Quantized(name, ours(name, *options, "--no-verify"), here, "generate_ours.py"))
+        found.append(Quantized(name, ours(name, *options, "--no-verify"), here, "ours"))
     missing: dict[str, str] = {}
     makers: dict[str, Callable[[Path], list[Quantized]]] = {
         "onnxruntime-genai": _genai,
@@ -95,7 +113,7 @@ def _genai(cache: Path) -> list[Quantized]:
         return Export(f"onnxruntime-genai, {precision}", command)
 
     made = [export("int4"), export("int8")]
-    return [Quantized(e.name, e, python(env), "generate_genai.py") for e in made]
+    return [Quantized(e.name, e, python(env), "genai", embedding_bits=32) for e in made]
 
 
 def llama_cpp(cache: Path) -> list[Quantized]:
@@ -111,8 +129,11 @@ def llama_cpp(cache: Path) -> list[Quantized]:
 
         return Export(f"llama.cpp, {kind}", command)
 
-    made = [export(kind) for kind in ("Q4_0", "Q4_K_M", "Q8_0", "BF16")]
-    return [Quantized(e.name, e, python(env), "generate_llama_cpp.py") for e in made]
+    kinds = {"Q4_0": 4.5, "Q4_K_M": 4.5, "Q8_0": 8.5, "BF16": 16}
+    return [
+        Quantized(e.name, e, python(env), "llama_cpp", embedding_bits=bits, cache_bits=16)
+        for e, bits in ((export(kind), bits) for kind, bits in kinds.items())
+    ]
 
 
 def _without_torchvision(env: Path) -> None:
@@ -131,7 +152,7 @@ def _openvino(cache: Path) -> list[Quantized]:
         return Export(f"OpenVINO GenAI, {precision}", command)
 
     made = [export("int4"), export("int8")]
-    return [Quantized(e.name, e, python(env), "generate_openvino.py") for e in made]
+    return [Quantized(e.name, e, python(env), "openvino", embedding_bits=8, cache_bits=8) for e in made]
 
 
 def bench_exports(checkpoint: Path, work: Path, found: list[Quantized], repeats: int) -> dict[str, Outcome]:
@@ -150,22 +171,56 @@ def bench_exports(checkpoint: Path, work: Path, found: list[Quantized], repeats:
     return interleave([Candidate(name, lambda c=c: once(c)) for name, c in every.items()], repeats)
 
 
-def bench(
+def bench_speed(
     shape: Shape,
     checkpoint: Path,
     exports: Exports,
     found: list[Quantized],
     repeats: int,
     new_tokens: int,
-    **asked: int,
+    *,
+    threads: int,
+    prompt_tokens: int,
 ) -> dict[str, Outcome]:
     """Generate with each in turn, every time in a process of its own; texts may differ, as the weights do."""
 
     def once(candidate: Quantized, exported: Exported) -> Sample:
-        runtime = Runtime(
-            candidate.name, candidate.export, checkpoint, candidate.interpreter, candidate.script
-        )
-        return generate(runtime, exported.require(), shape.vocab_size, new_tokens, **asked)[1]
+        script = f"generate_{candidate.runtime}.py"
+        runtime = Runtime(candidate.name, candidate.export, checkpoint, candidate.interpreter, script)
+        folder = exported.require()
+        sample = generate(
+            *(runtime, folder, shape.vocab_size, new_tokens), threads=threads, prompt_tokens=prompt_tokens
+        )[1]
+        positions = prompt_tokens + new_tokens // 2
+        return sample | {"step_bytes": candidate.step_bytes(folder, shape, positions)}
 
     made = [(c, exports.make(c.export.name, c.export, checkpoint)) for c in found]
-    return interleave([Candidate(c.name, lambda c=c, e=e: once(c, e)) for c, e in made], repeats)
+    outcomes = interleave([Candidate(c.name, lambda c=c, e=e: once(c, e)) for c, e in made], repeats, threads)
+    for sample in (sample for outcome in outcomes.values() for sample in outcome.samples):
+        read = sample["step_bytes"] * sample["decode_tokens_per_s"]
+        sample["bandwidth_percent"] = 100 * read / sample["read_bytes_per_s"]
+    return outcomes
+
+
+def bench_rows(
+    shape: Shape,
+    checkpoint: Path,
+    exports: Exports,
+    found: list[Quantized],
+    repeats: int,
+    new_tokens: int,
+    *,
+    threads: int,
+) -> dict[str, Outcome]:
+    """Batches of several rows, with each that has a script for them."""
+
+    def once(candidate: Quantized, exported: Exported) -> Sample:
+        question = [threads, new_tokens, shape.vocab_size, "together"]
+        script = f"batch_{candidate.runtime}.py"
+        answer = ask(candidate.interpreter, script, exported.require(), *map(str, question))
+        del answer["tokens"]
+        return answer
+
+    able = [c for c in found if (peers.WORKERS / f"batch_{c.runtime}.py").exists()]
+    made = [(c, exports.make(c.export.name, c.export, checkpoint)) for c in able]
+    return interleave([Candidate(c.name, lambda c=c, e=e: once(c, e)) for c, e in made], repeats, threads)

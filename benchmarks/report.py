@@ -38,6 +38,10 @@ CPP = (
     Column("peak RSS, MiB", "peak_rss_bytes", 2**20, 0),
     Column("peak private, MiB", "peak_private_bytes", 2**20, 0),
 )
+ROWS = tuple(
+    Column(f"{n} {'row' if n == 1 else 'rows'}, tok/s", f"rows_{n}_tokens_per_s", digits=1)
+    for n in (1, 2, 4, 8)
+)
 COLUMNS = {
     "conversion": (Column("seconds", "seconds"), PEAK, Column("output GB", "output_bytes", GB, 2)),
     "layouts": (Column("seconds", "seconds"), PEAK, Column("output GB", "output_bytes", GB, 2)),
@@ -55,6 +59,8 @@ COLUMNS = {
         Column("load, s", "load_s", digits=2),
         Column("prefill-512, tok/s", "prefill_tokens_per_s", digits=0),
         Column("decode, tok/s", "decode_tokens_per_s", digits=1),
+        Column("MB a token", "step_bytes", 1e6, 0),
+        Column("of bandwidth, %", "bandwidth_percent", digits=0),
         PEAK,
     ),
     "cpp demo": CPP,
@@ -64,9 +70,13 @@ COLUMNS = {
         Column("bare session, ms a token", "bare_ms", digits=2),
         Column("overhead, %", "overhead_percent"),
     ),
-    "batch": tuple(
-        Column(f"{n} {'row' if n == 1 else 'rows'}, tok/s", f"rows_{n}_tokens_per_s", digits=2)
-        for n in (1, 2, 4, 8)
+    "batch": ROWS,
+    "rows": ROWS,
+    "lookup": (
+        Column("repeats itself: plain, tok/s", "repeats_plain"),
+        Column("with lookup", "repeats_lookup"),
+        Column("never repeats: plain, tok/s", "differs_plain"),
+        Column("with lookup", "differs_lookup"),
     ),
     "chat": (
         Column("time to first token, s", "first_token_s", digits=3),
@@ -90,7 +100,9 @@ TITLES = {
     "cpp int4": "{shape} in int4, {threads} threads, {prompt} + {new} tokens; prefill of 512",
     "overhead": "A token of {shape} in float32, {threads} threads: our runtime beside the bare session",
     "batch": "Batches with {shape} in float32, {threads} threads, prompts of 17 to 64 tokens + {row_new}",
+    "rows": "Batches with {shape} quantized, {threads} threads, prompts of 17 to 64 tokens + {row_new}",
     "tracing": "Building the graph, without weights",
+    "lookup": "Prompt lookup with {shape} in int4, {threads} threads",
     "chat": "Tenth turn of a chat with {shape} in float32, {threads} threads",
     "layouts": "Meta's own files, float16",
     "sparse": "Meta's own files, float16, all of them holes",
@@ -111,7 +123,7 @@ def markdown(results: Mapping[str, Any], outcomes: Mapping[str, Mapping[str, Out
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
         f"Python {machine['python']}. {settings['command']}. Medians of {settings['repeats']} interleaved "
         "rounds, smallest to largest in brackets.",
-        conditions(outcomes),
+        conditions(outcomes, settings["threads"]),
     ]
     for name, found in outcomes.items():
         blocks += [f"## {TITLES[name].format(**settings)}", table(COLUMNS[name], found)]
@@ -146,7 +158,7 @@ def cell(column: Column, outcome: Outcome) -> str:
     return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
-def conditions(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
+def conditions(outcomes: Mapping[str, Mapping[str, Outcome]], threads: int) -> str:
     """What else the machine was doing while the samples were taken."""
     samples = [s for found in outcomes.values() for outcome in found.values() for s in outcome.samples]
     if not samples:
@@ -158,7 +170,7 @@ def conditions(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
     median, most = others[len(others) // 2], others[-1]
     return (
         f"{state}: all else used {median:.2f} cores in the median, {most:.2f} at most. "
-        f"One core read {reading[0]:.0f} to {reading[-1]:.0f} GB/s from memory between the samples."
+        f"{threads} threads read {reading[0]:.0f} to {reading[-1]:.0f} GB/s from memory between the samples."
     )
 
 

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from machine import read_bandwidth
+from llama_runtime.bandwidth import read_bandwidth
 
 Sample = dict[str, float]
+
+THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ class Outcome:
         return (min(values), max(values)) if values else None
 
 
-def interleave(candidates: Sequence[Candidate], repeats: int) -> dict[str, Outcome]:
+def interleave(candidates: Sequence[Candidate], repeats: int, threads: int = THREADS) -> dict[str, Outcome]:
     """Measure every candidate once a round, each round starting one further on.
 
     A candidate that fails in the first round is not tried again; its reason stays in the outcome.
-    Every sample notes the memory bandwidth just before it.
+    Every sample notes the memory bandwidth of so many threads just before it.
     """
     outcomes = {candidate.name: Outcome() for candidate in candidates}
     for turn in range(repeats):
@@ -58,7 +60,7 @@ def interleave(candidates: Sequence[Candidate], repeats: int) -> dict[str, Outco
             outcome = outcomes[candidate.name]
             if outcome.failures and not outcome.samples:
                 continue
-            conditions = {"read_bytes_per_s": read_bandwidth()}
+            conditions = {"read_bytes_per_s": read_bandwidth(threads)}
             start = time.monotonic()
             try:
                 outcome.samples.append(candidate.run() | conditions)

@@ -16,6 +16,7 @@ import chat
 import conversion
 import cpp
 import layouts
+import lookup
 import machine
 import peers
 import quantized
@@ -40,6 +41,8 @@ BENCHMARKS = (
     "verification",
     "quantizing",
     "quantized",
+    "rows",
+    "lookup",
     "cpp",
 )
 NEED_PEERS = {"conversion", "speed", "batch"}
@@ -142,7 +145,7 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
         outcomes["sparse"] = layouts.bench_sparse(work, options.shape)
     if "verification" in options.only:
         outcomes["verification"] = verification.bench(work, shape, options.repeats)
-    if {"quantizing", "quantized"} & set(options.only):
+    if {"quantizing", "quantized", "rows"} & set(options.only):
         bfloat16 = make_checkpoint(work / "bfloat16", shape, "bfloat16")
         found, absent = quantized.candidates(
             options.cache, frozenset(options.without.split(",")), options.these
@@ -151,12 +154,18 @@ def bench(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], Outc
         if "quantizing" in options.only:
             outcomes["quantizing"] = quantized.bench_exports(bfloat16, work, found, options.repeats) | rows
         if "quantized" in options.only:
-            made = quantized.bench(
+            made = quantized.bench_speed(
                 *(shape, bfloat16, exports, found, options.repeats, new_tokens),
                 threads=options.threads,
                 prompt_tokens=options.prompt,
             )
             outcomes["quantized"] = made | rows
+        if "rows" in options.only:
+            outcomes["rows"] = rows | quantized.bench_rows(
+                *(shape, bfloat16, exports, found, options.repeats, row_tokens), threads=options.threads
+            )
+    if "lookup" in options.only:
+        outcomes["lookup"] = lookup.bench(shape, work, options.repeats, options.threads)
     if "cpp" in options.only:
         bfloat16 = make_checkpoint(work / "bfloat16", shape, "bfloat16")
         found, results["sizes"] = cpp.bench(

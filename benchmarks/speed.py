@@ -13,10 +13,9 @@ from conversion import Export, ours, peer_export
 from exports import COPY_EXPORT, OURS_COPIED, Exported, Exports
 from machine import settle
 from measure import last_error, measure
-from rounds import Candidate, Outcome, Sample, interleave
+from rounds import THREADS, Candidate, Outcome, Sample, interleave
 
 PROMPT_TOKENS = 128
-THREADS = 2
 
 
 @dataclass(frozen=True)

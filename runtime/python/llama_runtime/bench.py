@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_runtime.bandwidth import read_bandwidth
 from llama_runtime.cache import position_bytes
 from llama_runtime.cores import available_cores
 from llama_runtime.errors import OptionError, SessionError
@@ -30,7 +31,6 @@ from llama_runtime.manifest import Manifest, read_manifest
 from llama_runtime.options import SamplingOptions
 
 SEED = 1
-_READ_BYTES = 128 << 20  # a thread: more than any cache holds
 _SAMPLE_S = 0.02
 _PROFILED = 16  # tokens
 _STATUS = Path("/proc/self/status")
@@ -156,13 +156,13 @@ def bench(
         generator = load(folder, threads=threads)
         load_s = time.perf_counter() - began
         _prefill_s(generator, prompt(prefill_tokens))  # buffers and threads are made here
-        reads, prefills, decodes = [_read_bytes_per_s(cores)], list[float](), list[list[float]]()
+        reads, prefills, decodes = [read_bandwidth(cores)], list[float](), list[list[float]]()
         for number in range(repeats):
             advance(f"round {number + 1} of {repeats}")
             prefills.append(prefill_tokens / _prefill_s(generator, prompt(prefill_tokens)))
             decodes.append(_decode_ms(generator, prompt(prompt_tokens), new_tokens))
-            reads.append(_read_bytes_per_s(cores))
-    decode_ms, step = _decode_spread(decodes), _step_bytes(manifest, prompt_tokens + new_tokens // 2)
+            reads.append(read_bandwidth(cores))
+    decode_ms, step = _decode_spread(decodes), step_bytes(manifest, prompt_tokens + new_tokens // 2)
     return BenchReport(
         bundle=str(bundle),
         precision=manifest.precision,
@@ -193,7 +193,8 @@ def _decode_spread(rounds: list[list[float]]) -> Spread:
     return Spread(median, min(map(min, rounds)), max(map(max, rounds)))
 
 
-def _step_bytes(manifest: Manifest, positions: int) -> int | None:
+def step_bytes(manifest: Manifest, positions: int) -> int | None:
+    """What a step of decoding reads behind so many positions; None where the bundle does not tell."""
     if manifest.step_weight_bytes is None:
         return None
     return manifest.step_weight_bytes + positions * position_bytes(manifest.kv_cache)
@@ -219,21 +220,6 @@ def _decode_ms(generator: Generator, tokens: list[int], new_tokens: int) -> list
     for _ in generator.stream(tokens, SamplingOptions(max_new_tokens=new_tokens + 1, ignore_eos=True)):
         moments.append(time.perf_counter())
     return [1e3 * (after - before) for before, after in pairwise(moments)]
-
-
-def _read_bytes_per_s(threads: int) -> float:
-    """Bytes a second that so many threads read, each its own memory."""
-    arrays = [np.ones(_READ_BYTES // 8) for _ in range(threads)]
-    best = 0.0
-    for _ in range(3):
-        readers = [threading.Thread(target=array.max) for array in arrays]
-        began = time.perf_counter()
-        for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
-        best = max(best, threads * _READ_BYTES / (time.perf_counter() - began))
-    return best
 
 
 def _profile(folder: Path, manifest: Manifest, threads: int | None, tokens: list[int]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from tiny_heads import ARCHITECTURES, write_head_checkpoint
 
 import llama_export
 from llama_runtime.manifest import read_manifest
-from llama_runtime.session import open_session
+from llama_runtime.opening import open_session
 
 pytestmark = pytest.mark.long
 WORKER = HERE / "workers" / "heads_optimum.py"

@@ -13,7 +13,7 @@ from tiny_checkpoints import CONFIGS, VARIANTS, link_like_the_hub, transformers_
 from llama_export import pipeline
 from llama_export.recipe import Recipe
 from llama_export.weights.precision import BITS
-from llama_runtime.session import open_session
+from llama_runtime.opening import open_session
 
 
 @pytest.fixture(scope="session", autouse=True)

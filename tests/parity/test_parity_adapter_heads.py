@@ -24,7 +24,7 @@ from llama_export.cli import main
 from llama_export.errors import CheckpointError, OptionError
 from llama_export.parity import verify
 from llama_export.recipe import Recipe
-from llama_runtime.session import open_session
+from llama_runtime.opening import open_session
 
 LINEAR = ["q_proj", "v_proj", "up_proj", "down_proj"]
 # PEFT's name of the task, transformers' class, how many labels, ours.

@@ -18,7 +18,7 @@ from llama_export.cli import main
 from llama_export.errors import LlamaExportError, OptionError
 from llama_export.parity import verify
 from llama_export.recipe import Recipe, read_recipe
-from llama_runtime.session import open_session
+from llama_runtime.opening import open_session
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

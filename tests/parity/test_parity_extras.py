@@ -20,7 +20,7 @@ from llama_export.errors import ParityError
 from llama_export.graph.contract import Extras
 from llama_export.parity.prompts import random_tokens
 from llama_export.recipe import Recipe
-from llama_runtime.session import open_session
+from llama_runtime.opening import open_session
 
 LIMIT = 1e-4
 EMBEDS = {"inputs_embeds": True}

@@ -16,7 +16,7 @@ from llama_export import pipeline
 from llama_export.model import ATTENTION_PATHS, HeadConfig
 from llama_export.parity.ladder import HEAD_LADDER
 from llama_export.recipe import Recipe
-from llama_runtime.session import open_session
+from llama_runtime.opening import open_session
 from llama_runtime.tasks.batch import run_padded
 
 LIMIT = 1e-4

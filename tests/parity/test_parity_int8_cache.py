@@ -23,8 +23,8 @@ from llama_export.quantize.cache import RoundedCache, cache_scales
 from llama_export.recipe import Recipe
 from llama_runtime import SamplingOptions
 from llama_runtime.cache import position_bytes
+from llama_runtime.opening import open_session
 from llama_runtime.prefix_cache import PrefixCache
-from llama_runtime.session import open_session
 
 DEMO = Path(__file__).parents[2] / "recipes/tiny/checkpoint"
 # Of the largest logit: a value at the edge of two codes may take the other one.

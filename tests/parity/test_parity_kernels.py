@@ -27,8 +27,9 @@ from llama_runtime import kernels
 from llama_runtime.bench import bench
 from llama_runtime.errors import SelftestError
 from llama_runtime.kernels import LIBRARY, VARIABLE, Kernels, find_kernels
+from llama_runtime.opening import open_session
 from llama_runtime.selftest import selftest
-from llama_runtime.session import Session, open_session
+from llama_runtime.session import Session
 
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="the kernels were not built: make kernels")
 LEVELS = ("avx512", "avxvnni", "avx2", "neon", "scalar")

@@ -16,7 +16,7 @@ from llama_export.cli import main
 from llama_export.errors import OptionError
 from llama_export.parity import verify
 from llama_export.recipe import Recipe
-from llama_runtime.session import open_session
+from llama_runtime.opening import open_session
 
 LIMIT = 1e-4
 LINKED = {"safetensors", "pickle", "pickles"}

@@ -18,7 +18,7 @@ from llama_export import pipeline
 from llama_export.checkpoint import open_checkpoint
 from llama_export.parity import verify_bundle
 from llama_export.recipe import Recipe
-from llama_runtime.session import open_graph, open_session
+from llama_runtime.opening import open_graph, open_session
 
 ACTIVATIONS = 0.2  # rounded to int8 by one scale a block
 EXACT = 1e-4

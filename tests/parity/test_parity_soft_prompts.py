@@ -28,9 +28,9 @@ from llama_export.model import ATTENTION_PATHS
 from llama_export.parity import verify, verify_bundle
 from llama_export.recipe import Recipe
 from llama_runtime.errors import ManifestError, PromptError
+from llama_runtime.opening import open_session
 from llama_runtime.options import SamplingOptions
 from llama_runtime.prefix_cache import PrefixCache
-from llama_runtime.session import open_session
 
 P = 5
 KEYS = {"token_dim": CONFIG.num_key_value_heads * CONFIG.head_dim, "num_attention_heads": 2}

@@ -12,7 +12,7 @@ from variant_cases import VARIANT_CASES
 from llama_export import pipeline
 from llama_export.recipe import Recipe
 from llama_runtime.errors import PromptError
-from llama_runtime.session import open_session
+from llama_runtime.opening import open_session
 
 LIMIT = 1e-4
 ORIGINAL, CONTEXT = 40, 160

@@ -15,7 +15,7 @@ from llama_export.cli.texts import BATCH, LINES, stdin_lines
 from llama_export.errors import OptionError
 
 if TYPE_CHECKING:
-    from llama_runtime.session import Device
+    from llama_runtime.opening import Device
 
 
 @click.command(short_help="Answer questions from texts with a bundle, without PyTorch.")

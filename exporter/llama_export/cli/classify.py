@@ -12,7 +12,7 @@ from llama_export.cli.command import FOLDER, THREADS, on_device, one_sentence
 from llama_export.cli.texts import BATCH, LINES, TEXTS, TRUNCATE, batches
 
 if TYPE_CHECKING:
-    from llama_runtime.session import Device
+    from llama_runtime.opening import Device
     from llama_runtime.tasks import Classification
 
 

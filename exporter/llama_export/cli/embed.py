@@ -13,7 +13,7 @@ from llama_export.cli.texts import BATCH, LINES, TEXTS, TRUNCATE, batches
 from llama_export.errors import OptionError
 
 if TYPE_CHECKING:
-    from llama_runtime.session import Device
+    from llama_runtime.opening import Device
 
 
 @click.command(short_help="Turn texts into vectors with a bundle, without PyTorch.")

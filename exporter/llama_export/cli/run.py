@@ -18,7 +18,7 @@ from llama_export.errors import OptionError
 
 if TYPE_CHECKING:
     from llama_runtime import Conversation, Generator, SamplingOptions
-    from llama_runtime.session import Device
+    from llama_runtime.opening import Device
 
 Overflow = Literal["error", "drop_oldest"]
 CHAT_TOKENS = 512

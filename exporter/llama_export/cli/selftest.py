@@ -11,7 +11,7 @@ import click
 from llama_export.cli.command import FOLDER, JSON, THREADS, echo, on_device, one_sentence
 
 if TYPE_CHECKING:
-    from llama_runtime.session import Device
+    from llama_runtime.opening import Device
 
 
 @click.command(short_help="Replay a bundle's known answers on this machine.")

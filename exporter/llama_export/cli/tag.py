@@ -13,7 +13,7 @@ from llama_export.cli.command import FOLDER, THREADS, on_device, one_sentence
 from llama_export.cli.texts import BATCH, LINES, TEXTS, batches
 
 if TYPE_CHECKING:
-    from llama_runtime.session import Device
+    from llama_runtime.opening import Device
 
 
 @click.command(short_help="Label the words of texts with a bundle, without PyTorch.")

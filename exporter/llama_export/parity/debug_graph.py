@@ -13,7 +13,7 @@ from llama_export.parity.reference import WATCHED
 from llama_export.parity.report import layer_of
 from llama_export.parity.scene import Arrays, Run
 from llama_runtime.manifest import Manifest
-from llama_runtime.session import open_graph
+from llama_runtime.opening import open_graph
 
 # From a stored weight to the weight as it is used.
 _WIDENING = {"Cast", "DequantizeLinear", "Transpose", "Reshape", "Identity"}

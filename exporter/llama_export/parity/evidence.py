@@ -42,7 +42,8 @@ from llama_export.quantize.cache import MakeCache, float_cache
 from llama_runtime.extras import Outputs, hidden_state_names
 from llama_runtime.kernels import kernels_for
 from llama_runtime.manifest import Manifest
-from llama_runtime.session import Session, open_session
+from llama_runtime.opening import open_session
+from llama_runtime.session import Session
 from llama_runtime.tokenizer import open_tokenizer
 
 RUNTIME = "onnxruntime-cpu"

@@ -27,10 +27,11 @@ from llama_runtime.generate import Generator, generate, load
 from llama_runtime.generation import Generation, Piece, Timings
 from llama_runtime.logprobs import TokenLogprobs
 from llama_runtime.manifest import Manifest, check_hashes, check_structure, read_manifest
+from llama_runtime.opening import open_session
 from llama_runtime.options import SamplingOptions
 from llama_runtime.prefix_cache import PrefixCache
 from llama_runtime.selftest import Difference, SelftestReport, selftest
-from llama_runtime.session import Session, open_session
+from llama_runtime.session import Session
 from llama_runtime.tasks import (
     Answer,
     Answerer,

@@ -224,7 +224,7 @@ def _decode_ms(generator: Generator, tokens: list[int], new_tokens: int) -> list
 
 def _profile(folder: Path, manifest: Manifest, threads: int | None, tokens: list[int]) -> dict[str, float]:
     """Milliseconds of each operator in one decoded token, from ONNX Runtime's own profiler."""
-    from llama_runtime.session import open_session
+    from llama_runtime.opening import open_session
 
     session = open_session(folder, manifest, threads=threads, profile=True)
     cache = session.new_cache(capacity=len(tokens) + _PROFILED)

@@ -20,7 +20,8 @@ from llama_runtime.extras import Outputs
 from llama_runtime.interface import TensorSpec
 from llama_runtime.leased_cache import Lease, LeasedCache
 from llama_runtime.manifest import Manifest
-from llama_runtime.session import Session, open_session
+from llama_runtime.opening import open_session
+from llama_runtime.session import Session
 from llama_runtime.step import StepShape
 
 

@@ -18,11 +18,12 @@ from llama_runtime.errors import LlamaRuntimeError, OptionError, TokenizerError
 from llama_runtime.generation import Generation, Piece, Timings
 from llama_runtime.grammar import GrammarConstraint, GrammarVocabulary
 from llama_runtime.manifest import Manifest
+from llama_runtime.opening import Device
 from llama_runtime.options import SamplingOptions
 from llama_runtime.prefix_cache import PrefixCache
 from llama_runtime.prompt import Prompt, check_prompt
 from llama_runtime.row import Row
-from llama_runtime.session import Device, Session
+from llama_runtime.session import Session
 from llama_runtime.tasks.opening import open_bundle
 from llama_runtime.tokenizer import Tokenizer
 

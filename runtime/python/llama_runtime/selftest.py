@@ -12,8 +12,9 @@ from llama_runtime.errors import ManifestError, SelftestError
 from llama_runtime.generate import TASK, Generator, load
 from llama_runtime.kernels import level_of
 from llama_runtime.manifest import KnownAnswer, KnownOutput, Manifest, read_manifest
+from llama_runtime.opening import Device, open_session
 from llama_runtime.sampling import greedy
-from llama_runtime.session import Device, Session, open_session
+from llama_runtime.session import Session
 from llama_runtime.tasks.batch import TextModel, run_padded
 from llama_runtime.tasks.opening import open_text_model
 

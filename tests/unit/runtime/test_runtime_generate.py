@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -274,3 +275,19 @@ def test_importing_needs_nothing_but_numpy():
         command, env={"PYTHONPATH": str(source)}, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == []
+
+
+def test_the_tokenizer_is_read_while_the_graph_is_loaded(speaking, monkeypatch):
+    together = threading.Barrier(2)  # which neither passes before both are there
+
+    def waiting(function):
+        def wait(*arguments, **options):
+            together.wait(timeout=60)
+            return function(*arguments, **options)
+
+        return wait
+
+    for name in ("open_tokenizer", "open_session"):
+        target = f"llama_runtime.tasks.opening.{name}"
+        monkeypatch.setattr(target, waiting(getattr(llama_runtime.tasks.opening, name)))
+    assert llama_runtime.load(speaking).generate(PROMPT, SamplingOptions(max_new_tokens=4)).tokens

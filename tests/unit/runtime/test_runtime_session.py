@@ -14,7 +14,7 @@ from toy_bundle import POSITIONS, V, toy_logits, toy_weights, write_toy_bundle
 from llama_runtime.cores import available_cores
 from llama_runtime.errors import MissingExtraError, OptionError, PromptError, SessionError
 from llama_runtime.manifest import TensorSpec
-from llama_runtime.session import open_session
+from llama_runtime.opening import open_session
 
 PATHS = ["flash", "sdpa"]
 TOLERANCE = 2e-5  # Absolute, on logits of about 10; measured 3e-6.

@@ -11,7 +11,7 @@ import numpy as np
 
 from llama_runtime.errors import OptionError
 from llama_runtime.manifest import Classification as Labels
-from llama_runtime.session import Device
+from llama_runtime.opening import Device
 from llama_runtime.tasks.batch import BATCH_SIZE, Text, TextModel
 from llama_runtime.tasks.opening import open_text_model
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llama_runtime.errors import ManifestError, OptionError
 from llama_runtime.extras import hidden_state_names
-from llama_runtime.manifest import check_structure, read_manifest
-from llama_runtime.session import Device, Session, open_session
+from llama_runtime.manifest import Manifest, check_structure, read_manifest
+from llama_runtime.opening import Device, open_session, require_onnxruntime
+from llama_runtime.session import Session
 from llama_runtime.tasks.batch import TextModel
 from llama_runtime.tokenizer import Tokenizer, open_tokenizer
 
@@ -56,20 +58,34 @@ def open_bundle(
     if manifest.task != task and not embeds:
         raise wrong_task(folder, manifest.task, task)
     check_structure(folder, manifest)
-    tokenizer = open_tokenizer(folder, manifest.tokenizer, manifest.tokens) if manifest.tokenizer else None
-    if device == "tensorrt":
-        from llama_runtime.tensorrt_session import open_engine_session
-
-        return open_engine_session(folder, manifest, engine), tokenizer
-    if engine is not None:
+    if engine is not None and device != "tensorrt":
         raise OptionError(
             f"engine {engine} is named, the device is {device}", "engines run with --device tensorrt"
         )
+    if device != "tensorrt":
+        require_onnxruntime()  # here, because only what it does after its import leaves Python to others
+    with ThreadPoolExecutor(1) as beside:
+        tokenizer = beside.submit(_open_tokenizer, folder, manifest)
+        session = _open_session(folder, manifest, threads, device, engine)
+    return session, tokenizer.result()
+
+
+def _open_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
+    return open_tokenizer(folder, manifest.tokenizer, manifest.tokens) if manifest.tokenizer else None
+
+
+def _open_session(
+    folder: Path, manifest: Manifest, threads: int | None, device: Device, engine: str | None
+) -> Session:
+    if device == "tensorrt":
+        from llama_runtime.tensorrt_session import open_engine_session
+
+        return open_engine_session(folder, manifest, engine)
     if device == "cuda":
         from llama_runtime.cuda_session import open_cuda_session
 
-        return open_cuda_session(folder, manifest, threads), tokenizer
-    return open_session(folder, manifest, threads=threads, device=device), tokenizer
+        return open_cuda_session(folder, manifest, threads)
+    return open_session(folder, manifest, threads=threads, device=device)
 
 
 def wrong_task(folder: Path, found: str, wanted: str) -> ManifestError:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from llama_runtime.errors import OptionError, PromptError, TokenizerError
-from llama_runtime.session import Device
+from llama_runtime.opening import Device
 from llama_runtime.tasks.batch import BATCH_SIZE, TextModel
 from llama_runtime.tasks.classify import apply
 from llama_runtime.tasks.offsets import Encoded, encode_with_offsets, trim

@@ -87,6 +87,23 @@ def test_a_bundle_computes_the_same_with_and_without(made):
     assert difference.max() <= limit * scale
 
 
+def test_rows_with_a_past_are_read_together_and_each_as_alone(made):
+    prompts = np.random.default_rng(5).integers(0, 100, (3, 40))
+
+    def read(session: Session, rows: np.ndarray) -> tuple[np.ndarray, int]:
+        """[B, 40, V], and how many rows a run had."""
+        cache = session.new_cache(capacity=40, rows=len(rows))
+        found = [session.prefill(rows[:, :7], cache, all_logits=True)]
+        found.append(session.prefill(rows[:, 7:], cache, all_logits=True, chunk_tokens=31))
+        return np.concatenate(found, axis=1), cache.step.shape.rows
+
+    fast = session_of(made)
+    together, rows = read(fast, prompts)
+    assert rows == 3
+    assert np.array_equal(together, np.concatenate([read(fast, row[None])[0] for row in prompts]))
+    assert read(session_of(made, own_kernels=False), prompts)[1] == 1
+
+
 def test_every_level_gives_the_same_bits(made, monkeypatch):
     found = {}
     for level in LEVELS:

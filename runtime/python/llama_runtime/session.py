@@ -97,7 +97,8 @@ class Session:
                 float32, do too.
             cache: From ``new_cache``; advanced by T.
             all_logits: Return the logits of all T positions, not of the last one.
-            chunk_tokens: The most tokens in one run: bounds the memory of the attention scores.
+            chunk_tokens: The most tokens in one run, of all its rows together (but one of each): bounds the
+                memory of a run.
             text_tokens: How long the whole text is, where more of it follows in another call; matters where
                 the angles of rotary embedding depend on it (the manifest's ``rope``).
             outputs: Names of hidden states and attentions that are wanted too, of all T positions.
@@ -116,8 +117,8 @@ class Session:
             T = check_tokens(self.manifest, tokens, 2, cache)
             # Every chunk is rotated for the whole text, so that the size of the chunks changes nothing.
             rope_length = max(text_tokens, cache.length + T)
-            # GroupQueryAttention refuses a past together with B > 1 and T > 1: there, row by row.
-            groups = 1 if not cache.in_place else cache.rows
+            # ONNX Runtime's GroupQueryAttention refuses a past together with B > 1 and T > 1; ours does not.
+            groups = cache.rows if cache.in_place and self.kernels is None else 1
             shape = StepShape(0, cache.rows // groups, T, 0 if all_logits else 1, rope_length, extra)
             found = [
                 self._prefill_rows(replace(shape, first_row=group * len(rows)), rows, cache, chunk_tokens)
@@ -224,9 +225,10 @@ class Session:
         """Read some rows' T tokens, a chunk at a time: ``logits`` [B, V], or [B, T, V] where all are kept."""
         past, tensors, every = cache.length, cache.tensors, shape.num_logits_to_keep == 0
         logits, extras = list[np.ndarray](), list[Outputs]()
+        width = max(1, chunk_tokens // shape.rows)
         try:
-            for start in range(0, shape.tokens, chunk_tokens):
-                chunk = tokens[:, start : start + chunk_tokens]
+            for start in range(0, shape.tokens, width):
+                chunk = tokens[:, start : start + width]
                 found = self._run(replace(shape, tokens=chunk.shape[1]), chunk, cache)
                 logits = [*logits, found.pop("logits").copy()] if every else [found.pop("logits")]
                 extras.append(found)

@@ -32,7 +32,7 @@ from llama_runtime.selftest import selftest
 from llama_runtime.session import Session
 
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="the kernels were not built: make kernels")
-LEVELS = ("avx512", "avxvnni", "avx2", "neon", "scalar")
+LEVELS = ("amx", "avx512", "avxvnni", "avx2", "neon", "scalar")
 
 
 def choose(patch: pytest.MonkeyPatch) -> None:

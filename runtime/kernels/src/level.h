@@ -14,17 +14,20 @@ namespace llama_kernels {
 
 constexpr int kMaxTileRows = 6;
 constexpr int kMaxPanels = 2;
+constexpr int kManyTileRows = 16;  // of `multiply_many`
+constexpr int kManyPanels = 4;
 
 // Some rows of activations, rounded to int8 block by block; R rows, beside each other for every 4 values.
 struct Tile {
-    const int8_t* codes;     // [blocks * block / 4][R][4]; for 4 bits each 8 values stand as 0 2 4 6 1 3 5 7
+    const int8_t* codes;     // [blocks * block / 4][R][4], for `multiply_many` [blocks][R][block]; for 4 bits
+                             // each 8 values stand as 0 2 4 6 1 3 5 7
     const float* scales;     // [blocks][R]
     const int32_t* offsets;  // [blocks][R]: minus the sum of a block's codes, times the middle code of the
                              // matrix where it has no zero points
     int rows;                // R
 };
 
-// One or two panels of a matrix (matrix.h), one behind the other.
+// Some panels of a matrix (matrix.h), one behind the other.
 struct Panels {
     const uint8_t* records;
     const uint8_t* zero_points;  // [blocks][16], or null
@@ -49,6 +52,7 @@ struct TileRow {
     int32_t* offsets;
     int row;
     int rows;
+    bool whole_blocks;  // of `codes`, as `multiply_many` has them
 };
 
 struct Level {
@@ -73,6 +77,12 @@ struct Level {
 
     // The tile times 16-bit weights.
     void (*widen)(const WidenTile& tile);
+
+    int many_rows = 0;  // from how many rows on `multiply_many` is faster; 0 is never
+
+    // sums[panels][R][16] = the rows times up to kManyPanels panels. Each kManyTileRows rows are a tile, one behind
+    // the other; the last rows are a tile of half as many, or two.
+    void (*multiply_many)(const Panels& panels, const Tile& rows, float* sums) = nullptr;
 };
 
 // The levels of this build, best first; the last is the reference, which runs anywhere.

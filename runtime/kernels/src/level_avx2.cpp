@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "attend_tile.h"
+#include "multiply_rows.h"
 #include "quantize.h"
 #include "scale_line.h"
 #include "widen_tile.h"
@@ -31,7 +32,7 @@ inline __m256 scales_at(const uint8_t* line, bool half, int eight) {
     return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(line) + eight));
 }
 
-template <int bits, bool zeros, int R>
+template <int bits, bool zeros, int R, int P>
 void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
     const __m256i low = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(static_cast<char>(0x80));
     __m256 totals[R][2];
@@ -93,32 +94,11 @@ void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
         for (int half = 0; half < 2; ++half) _mm256_storeu_ps(out + r * 16 + half * 8, totals[r][half]);
 }
 
-template <int bits, bool zeros>
-void multiply_tile(const Panels& panel, const Tile& tile, float* out) {
-    switch (tile.rows) {
-        case 1: return multiply_rows<bits, zeros, 1>(panel, tile, out);
-        case 2: return multiply_rows<bits, zeros, 2>(panel, tile, out);
-        case 3: return multiply_rows<bits, zeros, 3>(panel, tile, out);
-        default: return multiply_rows<bits, zeros, 4>(panel, tile, out);
-    }
-}
-
-void multiply(const Panels& panels, const Tile& tile, float* out) {
-    for (int p = 0; p < panels.count; ++p, out += tile.rows * 16) {
-        const Panels panel = panels.only(p);
-        if (panel.bits == 4) {
-            panel.zero_points ? multiply_tile<4, true>(panel, tile, out) : multiply_tile<4, false>(panel, tile, out);
-        } else {
-            panel.zero_points ? multiply_tile<8, true>(panel, tile, out) : multiply_tile<8, false>(panel, tile, out);
-        }
-    }
-}
-
 bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 }  // namespace
 
-extern const Level kAvx2 = {"avx2", runs_here, false, kTileRows, quantize_row, multiply, attend_tile, join_states,
-                             kWidenRows, widen_product};
+extern const Level kAvx2 = {"avx2", runs_here, false, kTileRows, quantize_row, multiply<kTileRows, 1>,
+                             attend_tile, join_states, kWidenRows, widen_product};
 
 }  // namespace llama_kernels

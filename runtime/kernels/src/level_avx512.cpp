@@ -2,6 +2,8 @@
 #include <immintrin.h>
 
 #include "attend_tile.h"
+#include "level_amx.h"
+#include "multiply_rows.h"
 #include "quantize.h"
 #include "scale_line.h"
 #include "widen_tile.h"
@@ -117,40 +119,25 @@ void multiply_rows(const Panels& panels, const Tile& tile, float* out) {
         for (int r = 0; r < R; ++r) _mm512_storeu_ps(out + (p * R + r) * 16, totals[p][r]);
 }
 
-template <int bits, bool zeros, int P>
-void multiply_tile(const Panels& panels, const Tile& tile, float* out) {
-    switch (tile.rows) {
-        case 1: return multiply_rows<bits, zeros, 1, P>(panels, tile, out);
-        case 2: return multiply_rows<bits, zeros, 2, P>(panels, tile, out);
-        case 3: return multiply_rows<bits, zeros, 3, P>(panels, tile, out);
-        case 4: return multiply_rows<bits, zeros, 4, P>(panels, tile, out);
-        case 5: return multiply_rows<bits, zeros, 5, P>(panels, tile, out);
-        default: return multiply_rows<bits, zeros, 6, P>(panels, tile, out);
-    }
-}
-
-template <int bits, bool zeros>
-void multiply_panels(const Panels& panels, const Tile& tile, float* out) {
-    panels.count == 1 ? multiply_tile<bits, zeros, 1>(panels, tile, out) : multiply_tile<bits, zeros, 2>(panels, tile, out);
-}
-
-void multiply(const Panels& panels, const Tile& tile, float* out) {
-    if (panels.bits == 4) {
-        panels.zero_points ? multiply_panels<4, true>(panels, tile, out) : multiply_panels<4, false>(panels, tile, out);
-    } else {
-        panels.zero_points ? multiply_panels<8, true>(panels, tile, out) : multiply_panels<8, false>(panels, tile, out);
-    }
-}
-
 bool runs_here() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
 
+#if defined(LLAMA_KERNELS_AMX)
+bool runs_here_with_tiles() { return runs_here() && tiles_run_here(); }
+#endif
+
 }  // namespace
 
-extern const Level kAvx512 = {"avx512", runs_here, true, kMaxTileRows, quantize_row, multiply, attend_tile, join_states,
-                             kWidenRows, widen_product};
+extern const Level kAvx512 = {"avx512", runs_here, true, kMaxTileRows, quantize_row,
+                              multiply<kMaxTileRows, kMaxPanels>, attend_tile, join_states, kWidenRows, widen_product};
+
+#if defined(LLAMA_KERNELS_AMX)
+extern const Level kAmx = {"amx", runs_here_with_tiles, true, kMaxTileRows, quantize_row,
+                           multiply<kMaxTileRows, kMaxPanels>, attend_tile, join_states, kWidenRows, widen_product,
+                           kRowsForTiles, multiply_with_tiles};
+#endif
 
 }  // namespace llama_kernels

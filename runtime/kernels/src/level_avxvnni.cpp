@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "attend_tile.h"
+#include "multiply_rows.h"
 #include "quantize.h"
 #include "scale_line.h"
 #include "widen_tile.h"
@@ -26,7 +27,7 @@ inline __m256 scales_at(const uint8_t* line, bool half, int eight) {
 
 // R rows times a panel. A single row has two sums for each half, so that enough are in flight, and fetches the
 // next panel line by line while it reads this one.
-template <int bits, bool zeros, int R>
+template <int bits, bool zeros, int R, int P>
 void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
     constexpr int kChains = R == 1 ? 2 : 1;
     const __m256i low = _mm256_set1_epi8(15);
@@ -94,27 +95,6 @@ void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
     }
 }
 
-template <int bits, bool zeros>
-void multiply_tile(const Panels& panel, const Tile& tile, float* out) {
-    switch (tile.rows) {
-        case 1: return multiply_rows<bits, zeros, 1>(panel, tile, out);
-        case 2: return multiply_rows<bits, zeros, 2>(panel, tile, out);
-        case 3: return multiply_rows<bits, zeros, 3>(panel, tile, out);
-        default: return multiply_rows<bits, zeros, 4>(panel, tile, out);
-    }
-}
-
-void multiply(const Panels& panels, const Tile& tile, float* out) {
-    for (int p = 0; p < panels.count; ++p, out += tile.rows * 16) {
-        const Panels panel = panels.only(p);
-        if (panel.bits == 4) {
-            panel.zero_points ? multiply_tile<4, true>(panel, tile, out) : multiply_tile<4, false>(panel, tile, out);
-        } else {
-            panel.zero_points ? multiply_tile<8, true>(panel, tile, out) : multiply_tile<8, false>(panel, tile, out);
-        }
-    }
-}
-
 // Older compilers' libraries do not know the name: CPUID leaf 7, sub-leaf 1, bit 4 of EAX.
 bool has_avx_vnni() {
     unsigned eax, ebx, ecx, edx;
@@ -125,8 +105,7 @@ bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 }  // namespace
 
-extern const Level kAvxVnni = {"avxvnni",    runs_here, true,        kTileRows,
-                               quantize_row, multiply,  attend_tile, join_states,
-                               kWidenRows,   widen_product};
+extern const Level kAvxVnni = {"avxvnni", runs_here, true, kTileRows, quantize_row, multiply<kTileRows, 1>,
+                             attend_tile, join_states, kWidenRows, widen_product};
 
 }  // namespace llama_kernels

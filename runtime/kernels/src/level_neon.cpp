@@ -2,6 +2,7 @@
 #include <arm_neon.h>
 
 #include "attend_tile.h"
+#include "multiply_rows.h"
 #include "quantize.h"
 #include "scale_line.h"
 #include "widen_tile.h"
@@ -29,7 +30,7 @@ inline float32x4_t scales_at(const uint8_t* line, bool half, int four) {
 }
 
 // 8 bits are read as signed, code - 128: the instruction takes signed bytes alone.
-template <int bits, bool zeros, int R>
+template <int bits, bool zeros, int R, int P>
 void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
     float32x4_t totals[R][kQuarters];
     for (int r = 0; r < R; ++r)
@@ -73,27 +74,6 @@ void multiply_rows(const Panels& panel, const Tile& tile, float* out) {
         for (int quarter = 0; quarter < kQuarters; ++quarter) vst1q_f32(out + r * 16 + quarter * 4, totals[r][quarter]);
 }
 
-template <int bits, bool zeros>
-void multiply_tile(const Panels& panel, const Tile& tile, float* out) {
-    switch (tile.rows) {
-        case 1: return multiply_rows<bits, zeros, 1>(panel, tile, out);
-        case 2: return multiply_rows<bits, zeros, 2>(panel, tile, out);
-        case 3: return multiply_rows<bits, zeros, 3>(panel, tile, out);
-        default: return multiply_rows<bits, zeros, 4>(panel, tile, out);
-    }
-}
-
-void multiply(const Panels& panels, const Tile& tile, float* out) {
-    for (int p = 0; p < panels.count; ++p, out += tile.rows * 16) {
-        const Panels panel = panels.only(p);
-        if (panel.bits == 4) {
-            panel.zero_points ? multiply_tile<4, true>(panel, tile, out) : multiply_tile<4, false>(panel, tile, out);
-        } else {
-            panel.zero_points ? multiply_tile<8, true>(panel, tile, out) : multiply_tile<8, false>(panel, tile, out);
-        }
-    }
-}
-
 bool runs_here() {
 #if defined(__linux__)
     return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
@@ -104,7 +84,7 @@ bool runs_here() {
 
 }  // namespace
 
-extern const Level kNeon = {"neon", runs_here, false, kTileRows, quantize_row, multiply, attend_tile, join_states,
-                             kWidenRows, widen_product};
+extern const Level kNeon = {"neon", runs_here, false, kTileRows, quantize_row, multiply<kTileRows, 1>,
+                             attend_tile, join_states, kWidenRows, widen_product};
 
 }  // namespace llama_kernels

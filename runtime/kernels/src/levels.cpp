@@ -5,6 +5,9 @@
 namespace llama_kernels {
 
 extern const Level kScalar;
+#if defined(LLAMA_KERNELS_AMX)
+extern const Level kAmx;
+#endif
 #if defined(LLAMA_KERNELS_X86)
 extern const Level kAvx512;
 extern const Level kAvxVnni;
@@ -15,6 +18,9 @@ extern const Level kNeon;
 
 const Level* const* levels(size_t* count) {
     static const Level* const kLevels[] = {
+#if defined(LLAMA_KERNELS_AMX)
+        &kAmx,
+#endif
 #if defined(LLAMA_KERNELS_X86)
         &kAvx512,
         &kAvxVnni,

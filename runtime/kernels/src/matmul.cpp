@@ -9,49 +9,74 @@ namespace {
 
 constexpr int kPanelsTogether = 4;         // that meet a tile while it is in the nearest cache
 constexpr int64_t kWorthWaking = 1 << 18;  // multiplications; below, other threads would come too late
+constexpr int64_t kManyCodes = 1 << 20;    // of activations; more would not stay in a core's own cache
 
-// Rounded activations of one product: tile after tile.
-class Activations {
+int64_t divided_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
+
+// A thread's room that lasts until its next use; its next product is about as large.
+template <int purpose>
+uint8_t* room(size_t bytes) {
+    thread_local std::vector<uint8_t> kept;
+    if (kept.size() < bytes + 64) kept.resize(bytes + 64);
+    return kept.data() + (64 - reinterpret_cast<uintptr_t>(kept.data()) % 64) % 64;
+}
+
+}  // namespace
+
+// Rounded activations of one product: tile after tile. For `multiply_many` tiles are of kManyTileRows rows, and rows
+// behind the last are zeros.
+class Matmul::Activations {
 public:
-    Activations(const Layout& layout, int64_t rows, int most) : layout_(layout), rows_(rows) {
-        tiles_ = (rows + most - 1) / most;
+    Activations(const Level& level, const Layout& layout, int64_t rows, bool many)
+        : level_(level), layout_(layout), given_(rows), many_(many) {
+        constexpr int kHalf = kManyTileRows / 2;
+        rows_ = many ? divided_up(rows, kHalf) * kHalf : rows;
+        tiles_ = divided_up(rows, many ? kManyTileRows : level.tile_rows);
         row_codes_ = layout.blocks() * layout.block;
-        const int64_t scale_bytes = rows * layout.blocks() * 4;
-        thread_local std::vector<uint8_t> kept;  // a thread's next product is about as large
-        const size_t bytes = rows * row_codes_ + 2 * scale_bytes + 64;
-        if (kept.size() < bytes) kept.resize(bytes);
-        codes_ = reinterpret_cast<int8_t*>(kept.data() + (64 - reinterpret_cast<uintptr_t>(kept.data()) % 64) % 64);
-        scales_ = reinterpret_cast<float*>(codes_ + rows * row_codes_);
-        offsets_ = reinterpret_cast<int32_t*>(scales_ + rows * layout.blocks());
+        const int64_t scales = rows_ * layout.blocks();
+        codes_ = reinterpret_cast<int8_t*>(room<0>(rows_ * row_codes_ + 2 * scales * 4));
+        scales_ = reinterpret_cast<float*>(codes_ + rows_ * row_codes_);
+        offsets_ = reinterpret_cast<int32_t*>(scales_ + scales);
     }
 
+    int64_t rows() const { return rows_; }
     int64_t tiles() const { return tiles_; }
-    int64_t first_row(int64_t tile) const { return tile * rows_ / tiles_; }
-    Tile tile(int64_t index) const {
-        const int64_t first = first_row(index);
-        const int rows = static_cast<int>(first_row(index + 1) - first);
-        const int64_t scale = first * layout_.blocks();
-        return {codes_ + first * row_codes_, scales_ + scale, offsets_ + scale, rows};
+    int64_t first_row(int64_t tile) const {
+        return many_ ? std::min(tile * kManyTileRows, rows_) : tile * rows_ / tiles_;
     }
-    void quantize(const Level& level, const float* from, int64_t tile_index) const {
+    Tile tile(int64_t index) const { return some(first_row(index), first_row(index + 1)); }
+    Tile all() const { return some(0, rows_); }
+
+    void quantize(const float* from, int64_t tile_index) const {
         const int64_t first = first_row(tile_index), scale = first * layout_.blocks();
         const int rows = static_cast<int>(first_row(tile_index + 1) - first);
         const int middle = layout_.zero_points ? 1 : 1 << (layout_.bits - 1);
         for (int row = 0; row < rows; ++row) {
-            const TileRow to = {codes_ + first * row_codes_, scales_ + scale, offsets_ + scale, row, rows};
-            level.quantize(from + (first + row) * layout_.inputs, layout_.inputs, layout_.block, layout_.bits, middle, to);
+            const TileRow to = {codes_ + first * row_codes_, scales_ + scale, offsets_ + scale, row, rows, many_};
+            if (first + row < given_) {
+                level_.quantize(from + (first + row) * layout_.inputs, layout_.inputs, layout_.block, layout_.bits,
+                                middle, to);
+            } else {
+                for (int64_t b = 0; b < layout_.blocks(); ++b)
+                    to.scales[b * rows + row] = 0, to.offsets[b * rows + row] = 0;
+            }
         }
     }
 
 private:
+    Tile some(int64_t first, int64_t end) const {
+        const int64_t scale = first * layout_.blocks();
+        return {codes_ + first * row_codes_, scales_ + scale, offsets_ + scale, static_cast<int>(end - first)};
+    }
+
+    const Level& level_;
     const Layout& layout_;
-    int64_t rows_, tiles_, row_codes_;
+    int64_t given_, rows_, tiles_, row_codes_;
+    bool many_;
     int8_t* codes_;
     float* scales_;
     int32_t* offsets_;
 };
-
-}  // namespace
 
 Matmul::Matmul(const Level& level, std::unique_ptr<const Matrix> matrix, std::vector<float> bias)
     : level_(level), matrix_(std::move(matrix)), bias_(std::move(bias)) {}
@@ -61,45 +86,80 @@ void Matmul::run(const float* from, int64_t rows, float* to, const Parallel& par
     if (rows == 0 || shape.outputs == 0) return;
     const bool alone = rows * shape.outputs * shape.inputs < kWorthWaking;
     const int threads = alone ? 1 : std::clamp(parallel.threads, 1, kMaxStreams);
+    if (level_.many_rows == 0 || rows < level_.many_rows) return run_few(from, rows, to, parallel, threads);
+    const int64_t parts = divided_up(rows * shape.blocks() * shape.block, kManyCodes);
+    const int64_t part = divided_up(divided_up(rows, parts), kManyTileRows) * kManyTileRows;
+    for (int64_t first = 0; first < rows; first += part)
+        run_many(from + first * shape.inputs, std::min(part, rows - first), to + first * shape.outputs, parallel,
+                 threads);
+}
 
-    const Activations activations(shape, rows, level_.tile_rows);
-    Streams reading(activations.tiles(), threads);
-    run_tasks(parallel, activations.tiles() == 1 ? 1 : threads, [&](size_t stream) {
-        reading.work(static_cast<int>(stream), [&](int64_t tile) { activations.quantize(level_, from, tile); });
-    });
-
+// Tile after tile meets some panels.
+void Matmul::run_few(const float* from, int64_t rows, float* to, const Parallel& parallel, int threads) const {
+    const Layout& shape = layout();
+    const Activations activations(level_, shape, rows, false);
+    const int64_t tiles = activations.tiles();
+    for_each_item(parallel, tiles, tiles == 1 ? 1 : threads,
+                  [&](int64_t tile) { activations.quantize(from, tile); });
     // A single row is bound by memory and reads one panel after the other; more rows share what they load.
-    const int panels = rows == 1 ? 1 : kMaxPanels;
-    const int together = activations.tiles() == 1 ? panels : kPanelsTogether;
-    const float factor = matrix_->factor();
-    auto multiply = [&](int64_t panel, int64_t end, int64_t tile_index) {
-        const uint8_t* records = matrix_->panel(panel);
-        const uint8_t* zeros = shape.zero_points ? records + shape.records() * shape.record_bytes() : nullptr;
-        const int count = static_cast<int>(std::min<int64_t>(panels, end - panel));
-        const Tile tile = activations.tile(tile_index);
-        alignas(64) float sums[kMaxPanels * kMaxTileRows * kPanelOutputs];
-        level_.multiply({records, zeros, shape.panel_bytes(), count, shape.blocks(), shape.block, shape.bits,
-                         shape.half_scales}, tile, sums);
-        const float* sum = sums;
-        for (int64_t first = panel * kPanelOutputs; first < (panel + count) * kPanelOutputs; first += kPanelOutputs) {
-            const int outputs = static_cast<int>(std::min<int64_t>(kPanelOutputs, shape.outputs - first));
-            for (int row = 0; row < tile.rows; ++row, sum += kPanelOutputs) {
-                float* target = to + (activations.first_row(tile_index) + row) * shape.outputs + first;
-                for (int i = 0; i < outputs; ++i) {
-                    const float product = sum[i] * factor;
-                    target[i] = bias_.empty() ? product : product + bias_[first + i];
-                }
+    const int together = rows == 1 ? 1 : kMaxPanels;
+    const int in_cache = tiles == 1 ? together : kPanelsTogether;
+    for_each_item(parallel, divided_up(shape.panels(), in_cache), threads, [&](int64_t group) {
+        const int64_t end = std::min(shape.panels(), (group + 1) * in_cache);
+        for (int64_t index = 0; index < tiles; ++index) {
+            const Tile tile = activations.tile(index);
+            for (int64_t panel = group * in_cache; panel < end; panel += together) {
+                alignas(64) float sums[kMaxPanels * kMaxTileRows * kPanelOutputs];
+                const int count = static_cast<int>(std::min<int64_t>(together, end - panel));
+                level_.multiply(panels(panel, count), tile, sums);
+                finish(sums, tile.rows, panel, count, to + activations.first_row(index) * shape.outputs, tile.rows);
             }
         }
-    };
-    Streams groups((shape.panels() + together - 1) / together, threads);
-    run_tasks(parallel, threads, [&](size_t stream) {
-        groups.work(static_cast<int>(stream), [&](int64_t group) {
-            const int64_t end = std::min(shape.panels(), (group + 1) * together);
-            for (int64_t tile = 0; tile < activations.tiles(); ++tile)
-                for (int64_t panel = group * together; panel < end; panel += panels) multiply(panel, end, tile);
-        });
     });
+}
+
+// Some panels meet all rows.
+void Matmul::run_many(const float* from, int64_t rows, float* to, const Parallel& parallel, int threads) const {
+    const Layout& shape = layout();
+    const Activations activations(level_, shape, rows, true);
+    for_each_item(parallel, activations.tiles(), threads, [&](int64_t tile) { activations.quantize(from, tile); });
+    for_each_item(parallel, divided_up(shape.panels(), kManyPanels), threads, [&](int64_t group) {
+        const int64_t panel = group * kManyPanels;
+        const int count = static_cast<int>(std::min<int64_t>(kManyPanels, shape.panels() - panel));
+        const size_t bytes = kManyPanels * activations.rows() * kPanelOutputs * sizeof(float);
+        float* sums = reinterpret_cast<float*>(room<1>(bytes));
+        level_.multiply_many(panels(panel, count), activations.all(), sums);
+        finish(sums, activations.rows(), panel, count, to, rows);
+    });
+}
+
+Panels Matmul::panels(int64_t first, int count) const {
+    const Layout& shape = layout();
+    const uint8_t* records = matrix_->panel(first);
+    const uint8_t* zeros = shape.zero_points ? records + shape.records() * shape.record_bytes() : nullptr;
+    return {records, zeros, shape.panel_bytes(), count, shape.blocks(), shape.block, shape.bits, shape.half_scales};
+}
+
+// to[rows][N] from `panel` on = sums[count][sum_rows][16], times the matrix's factor, plus the bias.
+void Matmul::finish(const float* sums, int64_t sum_rows, int64_t panel, int count, float* to, int64_t rows) const {
+    const Layout& shape = layout();
+    const float factor = matrix_->factor();
+    for (int p = 0; p < count; ++p, sums += sum_rows * kPanelOutputs) {
+        const int64_t first = (panel + p) * kPanelOutputs;
+        const int outputs = static_cast<int>(std::min<int64_t>(kPanelOutputs, shape.outputs - first));
+        for (int64_t row = 0; row < rows; ++row) {
+            const float* sum = sums + row * kPanelOutputs;
+            float* target = to + row * shape.outputs + first;
+            if (outputs == kPanelOutputs && bias_.empty()) {
+                for (int i = 0; i < kPanelOutputs; ++i) target[i] = sum[i] * factor;
+                continue;
+            }
+            for (int i = 0; i < outputs; ++i) {
+                const float product = sum[i] * factor;
+                target[i] = bias_.empty() ? product : product + bias_[first + i];
+            }
+        }
+    }
 }
 
 }  // namespace llama_kernels

@@ -21,6 +21,12 @@ public:
     const Layout& layout() const { return matrix_->layout(); }
 
 private:
+    class Activations;
+    void run_few(const float* from, int64_t rows, float* to, const Parallel& parallel, int threads) const;
+    void run_many(const float* from, int64_t rows, float* to, const Parallel& parallel, int threads) const;
+    Panels panels(int64_t first, int count) const;
+    void finish(const float* sums, int64_t sum_rows, int64_t panel, int count, float* to, int64_t rows) const;
+
     const Level& level_;
     std::unique_ptr<const Matrix> matrix_;
     std::vector<float> bias_;

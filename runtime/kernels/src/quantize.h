@@ -74,8 +74,8 @@ void quantize_blocks(const float* values, int64_t inputs, int bits, int middle, 
             for (int i = 0; i < block / 8; ++i) eights[i] = even_first(eights[i]);
             std::memcpy(codes, eights, block);
         }
-        int8_t* target = to.codes + (b * block * to.rows + to.row * 4);
-        if (to.rows == 1) {
+        int8_t* target = to.codes + b * block * to.rows + to.row * (to.whole_blocks ? block : 4);
+        if (to.rows == 1 || to.whole_blocks) {
             std::memcpy(target, codes, block);
         } else {
             for (int i = 0; i < block / 4; ++i) std::memcpy(target + i * to.rows * 4, codes + i * 4, 4);

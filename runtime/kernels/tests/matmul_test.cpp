@@ -116,7 +116,7 @@ void every_shape(std::mt19937& random) {
     for (int bits : {4, 8})
         for (int block : {32, 64, 128})
             for (bool zero_points : {false, true})
-                for (int64_t rows : {1, 2, 3, 4, 5, 12, 13})
+                for (int64_t rows : {1, 2, 3, 4, 5, 12, 13, 33})
                     for (int64_t inputs : {1, 31, 32, 33, 200, 256})
                         for (int64_t outputs : {1, 16, 37})
                             for (bool half_scales : {false, true})

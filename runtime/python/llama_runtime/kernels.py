@@ -31,7 +31,8 @@ class Kernels:
 
     Attributes:
         path: The library.
-        level: Which of its instructions it uses: ``avx512``, ``avxvnni``, ``avx2``, ``neon`` or ``scalar``.
+        level: Which of its instructions it uses: ``amx``, ``avx512``, ``avxvnni``, ``avx2``, ``neon`` or
+            ``scalar``.
     """
 
     path: Path

@@ -25,12 +25,12 @@ def error_feedback(gram: Tensor) -> Tensor:
 
     Returns:
         The upper triangular [K, K] factor U of the inverse, U^T U = gram^-1, each row over its diagonal.
+        The size of the inputs is divided out of it, so it may be divided out of the sum first.
     """
-    diagonal = gram.diagonal()
-    mean = diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny)
+    scaled = gram / gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     damping = _DAMPING
     while True:
-        damped = gram + torch.diag_embed((damping * mean).expand_as(diagonal))
+        damped = scaled + damping * torch.eye(len(scaled))
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed or damping > _MOST_DAMPING:
             break

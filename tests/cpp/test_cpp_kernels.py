@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from kernel_choice import choose
 
 from llama_runtime import SamplingOptions, load
-from llama_runtime.kernels import LIBRARY, VARIABLE, find_kernels
+from llama_runtime.kernels import LIBRARY, VARIABLE
 
 pytestmark = pytest.mark.skipif(
     not LIBRARY.exists() and not os.environ.get("CI"), reason="the kernels were not built: make kernels"
@@ -23,9 +24,7 @@ def bundle(demo_of):
 
 @pytest.fixture(autouse=True)
 def _named(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    if find_kernels() is None:
-        monkeypatch.setenv(VARIABLE, "scalar")
+    choose(monkeypatch)
     monkeypatch.setenv(PATH, str(LIBRARY))
 
 

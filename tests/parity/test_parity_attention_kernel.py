@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from kernel_choice import choose
 from onnx import TensorProto, helper
 
-from llama_runtime.kernels import LIBRARY, VARIABLE, find_kernels
+from llama_runtime.kernels import LIBRARY
 
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="the kernels were not built: make kernels")
 
 
 @pytest.fixture(autouse=True)
 def _choice(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    if find_kernels() is None:
-        monkeypatch.setenv(VARIABLE, "scalar")
+    choose(monkeypatch)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,8 @@ def test_a_sound_bundle_is_green_to_the_top_and_quick_says_what_it_left_out(chec
     source = open_checkpoint(checkpoint_of(LABELS))
     report = verify_bundle(bundle, source)
     assert report.passed
-    measured = [outcome.name for outcome in report.rungs if outcome.measured is not None]
+    rungs = [rung for rung in report.rungs if rung.name != "own kernels"]  # there where they were built
+    measured = [rung.name for rung in rungs if rung.measured is not None]
     assert measured == [rung.name for rung in HEAD_LADDER][:8]
     assert len(report.known_outputs) == 2
     assert report.plots.logits

@@ -68,7 +68,8 @@ def test_it_is_what_transformers_saved(made):
     assert made.result.manifest.task == made.task
     assert made.result.manifest.cache is None
     assert made.result.report.passed
-    measured = [rung.name for rung in made.result.report.rungs if rung.measured is not None]
+    rungs = [rung for rung in made.result.report.rungs if rung.name != "own kernels"]  # there where built
+    measured = [rung.name for rung in rungs if rung.measured is not None]
     assert measured == [rung.name for rung in HEAD_LADDER][:8]  # what follows is about rounding
 
 

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from kernel_choice import choose
 from onnx import TensorProto, helper, numpy_helper
 from tiny_checkpoints import CONFIGS, VARIANTS, write_checkpoint
 
@@ -33,13 +34,6 @@ from llama_runtime.session import Session
 
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="the kernels were not built: make kernels")
 LEVELS = ("amx", "avx512", "avxvnni", "avx2", "neon", "scalar")
-
-
-def choose(patch: pytest.MonkeyPatch) -> None:
-    """What is used by default; on a processor for which that is nothing, the reference."""
-    patch.delenv(VARIABLE, raising=False)
-    if find_kernels() is None:
-        patch.setenv(VARIABLE, "scalar")
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from llama_export.parity.candidate import read_again
 from llama_export.parity.evidence import Evidence
 from llama_export.parity.measurement import Measurement, largest_difference
-from llama_runtime.kernels import level_of
 
 
 def measure_prefill(evidence: Evidence) -> Measurement:
@@ -57,17 +55,3 @@ def measure_context(evidence: Evidence) -> Measurement:
     """All positions that the model has, prefilled in chunks."""
     error = largest_difference([(evidence.context_logits, evidence.wanted_context)], evidence.scale)
     return Measurement(error, f"{len(evidence.context):,} tokens, the logits of the last ones")
-
-
-def measure_kernels(evidence: Evidence) -> Measurement:
-    """Prompts, tokens one at a time and chunks once more, with our own kernels."""
-    session = evidence.fast_session
-    assert session is not None
-    got = [read_again(session, found) for found in evidence.continued]
-    error = largest_difference(list(zip(got, evidence.wanted, strict=True)), evidence.scale)
-    return Measurement(error, f"{sum(map(len, got))} tokens, {level_of(session.kernels)} instructions")
-
-
-def no_kernels(evidence: Evidence) -> str | None:
-    """Whether there is nothing to measure: no kernels for this bundle on this machine."""
-    return "" if evidence.fast_session is None else None

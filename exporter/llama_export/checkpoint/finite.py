@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+
+from llama_export.errors import CheckpointError
 
 
 def nonfinite(tensor: torch.Tensor) -> bool:
@@ -19,3 +23,11 @@ def nonfinite(tensor: torch.Tensor) -> bool:
     # aminmax carries NaN along and cannot overflow: exact, and for bfloat16 25 x a float32 sum's speed.
     smallest, largest = torch.aminmax(tensor)
     return not bool(torch.isfinite(smallest) & torch.isfinite(largest))
+
+
+def nonfinite_weight(name: str, file: Path) -> CheckpointError:
+    """What is raised for a weight that holds such a value."""
+    return CheckpointError(
+        f"{file.name}: tensor {name} holds NaN or infinite values, a model computes only NaN from them",
+        "the training diverged or the file is damaged; use another checkpoint or download it again",
+    )

@@ -6,6 +6,8 @@ from llama_export.quantize.blocks import (
     BLOCK_SIZES,
     SCALES,
     Blocks,
+    Encode,
+    NotFiniteError,
     Part,
     Quantized,
     dequantize,
@@ -14,6 +16,7 @@ from llama_export.quantize.blocks import (
     unpack,
     within_bound,
 )
+from llama_export.quantize.encode import encode, encode_with
 from llama_export.quantize.gptq import gptq
 from llama_export.quantize.methods import METHODS, Method, quantize
 from llama_export.quantize.signed import Signed, signed_codes
@@ -23,11 +26,15 @@ __all__ = [
     "METHODS",
     "SCALES",
     "Blocks",
+    "Encode",
     "Method",
+    "NotFiniteError",
     "Part",
     "Quantized",
     "Signed",
     "dequantize",
+    "encode",
+    "encode_with",
     "gptq",
     "in_blocks",
     "pack",

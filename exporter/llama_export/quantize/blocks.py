@@ -25,6 +25,10 @@ BLOCK_ERROR_STEPS = 1.0
 SCALES = "_scales"
 
 
+class NotFiniteError(ValueError):
+    """A value is NaN or infinite, and no block can hold it."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One of the arrays that a quantized matrix is made of.
@@ -82,23 +86,17 @@ class Blocks:
             return codes, scales
         return codes, scales, Part("_zero_points", torch.uint8, (rows, -(-count * self.bits // 8)))
 
-    def encode(
-        self, rows: Tensor, quantize_rows: Callable[[Tensor, Blocks], Quantized]
-    ) -> tuple[Tensor, ...]:
-        """Quantize some rows of a matrix.
+    def encode(self, rows: Tensor, encode_rows: Encode) -> tuple[Tensor, ...]:
+        """Quantize some rows of a matrix: the arrays of ``parts``, for these rows.
 
         Args:
-            rows: [N, K], any float dtype, finite.
-            quantize_rows: From rows to their codes.
+            rows: [N, K], any float dtype.
+            encode_rows: How.
 
-        Returns:
-            The arrays of ``parts``, for these rows.
+        Raises:
+            NotFiniteError: A value is NaN or infinite.
         """
-        found = quantize_rows(rows, self)
-        codes = pack(found.codes, self.bits)
-        if found.zero_points is None:
-            return codes, found.scales
-        return codes, found.scales, pack(found.zero_points, self.bits)
+        return encode_rows(rows, self)
 
 
 @dataclass(frozen=True)
@@ -114,6 +112,17 @@ class Quantized:
     codes: Tensor
     scales: Tensor
     zero_points: Tensor | None
+
+    def packed(self, bits: int) -> tuple[Tensor, ...]:
+        """The arrays of ``Blocks.parts``."""
+        codes = pack(self.codes, bits)
+        if self.zero_points is None:
+            return codes, self.scales
+        return codes, self.scales, pack(self.zero_points, bits)
+
+
+Encode = Callable[[Tensor, Blocks], tuple[Tensor, ...]]
+"""From [N, K] rows, any float dtype, to the arrays of ``Blocks.parts``; raises ``NotFiniteError``."""
 
 
 def in_blocks(rows: Tensor, size: int) -> Tensor:

@@ -1,8 +1,12 @@
-"""How the scale of a block is found. Each method works on whole rows, one row like any other."""
+"""How the scale of a block is found. Each method works on whole rows, one row like any other.
+
+The kernels library does ``search_scales`` and ``round_to_nearest`` too (``native``), and must give the same
+bits: every operation here rounds once, and sums over a block are taken in order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -57,9 +61,11 @@ def search_scales(values: Tensor, blocks: Blocks) -> Quantized:
         return round_to_nearest(values, blocks)
     scales, zeros = _tries(values, blocks, _STRETCHES, _SHRINKS)
     inverse = _inverse(scales)
-    codes = _codes(values, inverse, zeros, blocks)  # [tries, N, blocks, size]
-    cross, square = (values * codes).sum(-1, keepdim=True), codes.square_().sum(-1, keepdim=True)
-    fit = cross * _inverse(square)
+    # A block is a column here: [size, N * blocks], and codes are [tries, size, N * blocks].
+    sides = values.flatten(0, 1).T.contiguous()
+    codes = _codes(sides, inverse.view(len(inverse), 1, -1), zeros.view(len(zeros), 1, -1), blocks)
+    cross = _in_order((sides * codes).unbind(1)).view_as(scales)
+    fit = cross * _inverse(codes.square_().sum(1).view_as(scales))
     explained = cross * fit  # how much of the sum of squares
     best = explained.max(0, keepdim=True).indices  # argmax takes ten times as long
     inverse, zeros, scales = (tried.gather(0, best)[0] for tried in (inverse, zeros, fit))
@@ -93,11 +99,19 @@ def _tries(
         scales = torch.where(-low > high, low, high) / _each(
             [-(blocks.middle + stretch) for stretch in stretches]
         )
-        return scales, torch.full_like(scales, blocks.middle)
+        return scales.add_(0.0), torch.full_like(scales, blocks.middle)  # no negative zeros
     low, high = low.clamp_(max=0), high.clamp_(min=0)  # zero must have a code
-    scales = (high - low) * _each([shrink / (2 * blocks.middle - 1) for shrink in shrinks])
+    scales = (high - low).add_(0.0) * _each([shrink / (2 * blocks.middle - 1) for shrink in shrinks])
     zeros = low * _each([-shrink for shrink in shrinks]) * _inverse(scales)
     return scales, zeros.round_().clamp_(0, 2 * blocks.middle - 1)
+
+
+def _in_order(terms: Sequence[Tensor]) -> Tensor:
+    """Their sum, which has the same bits on any machine and in our own kernels."""
+    total = torch.zeros_like(terms[0])
+    for term in terms:
+        total += term
+    return total
 
 
 def _each(tries: list[float]) -> Tensor:

@@ -6,14 +6,14 @@ multiplies without widening the matrix first. It takes no zero points, and of ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from llama_export.quantize.blocks import Blocks, Part, Quantized, pack, unpack
+from llama_export.checkpoint.finite import nonfinite
+from llama_export.quantize.blocks import Blocks, Encode, NotFiniteError, Part, unpack
 
 Kind = Literal["int4", "int8", "fp8"]
 _SIGN_BITS = 0x88  # of the two codes in a byte: from "8 is zero" to two's complement, and back
@@ -49,21 +49,21 @@ class Signed:
             Part("_scales", self.scale_dtype, (rows,)),
         )
 
-    def encode(
-        self, rows: Tensor, quantize_rows: Callable[[Tensor, Blocks], Quantized]
-    ) -> tuple[Tensor, ...]:
-        """Quantize some rows.
+    def encode(self, rows: Tensor, encode_rows: Encode) -> tuple[Tensor, ...]:
+        """Quantize some rows: the arrays of ``parts``, for these rows.
 
         Args:
-            rows: [N, K], any float dtype, finite.
-            quantize_rows: How the scales of blocks are found; those of whole rows are as small as can be.
+            rows: [N, K], any float dtype.
+            encode_rows: How the scales of blocks are found; those of whole rows are as small as can be.
 
-        Returns:
-            The arrays of ``parts``, for these rows.
+        Raises:
+            NotFiniteError: A value is NaN or infinite.
         """
         if self.kind == "int4":
-            found = quantize_rows(rows, Blocks(4, self.size))
-            return signed_codes(pack(found.codes, 4).flatten(1)), found.scales.to(self.scale_dtype)
+            codes, scales = encode_rows(rows, Blocks(4, self.size))
+            return signed_codes(codes.flatten(1)), scales.to(self.scale_dtype)
+        if nonfinite(rows):
+            raise NotFiniteError
         values, largest = rows.float(), _LARGEST[self.kind]
         # Codes are found with the scale as it is stored: rounding it costs nothing then.
         scales = _not_zero(values.abs().amax(1) / largest, self.scale_dtype)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
 import torch
 from torch import Tensor
 
-from llama_export.quantize import Blocks, Quantized
+from llama_export.checkpoint.finite import nonfinite_weight
+from llama_export.quantize import Encode, NotFiniteError
 from llama_export.weights.plan import PlacedWeight
 from llama_export.weights.sink import Sink
-
-QuantizeRows = Callable[[Tensor, Blocks], Quantized]
 
 
 class MatrixWriter:
@@ -22,25 +20,31 @@ class MatrixWriter:
         name: Of the matrix.
         placed: Where it goes, in blocks.
         sink: The data file.
-        quantize_rows: From rows of the matrix to their codes.
+        encode: How its rows are quantized.
         pool: Where pieces are quantized.
     """
 
-    def __init__(
-        self, name: str, placed: PlacedWeight, sink: Sink, quantize_rows: QuantizeRows, pool: Executor
-    ) -> None:
+    def __init__(self, name: str, placed: PlacedWeight, sink: Sink, encode: Encode, pool: Executor) -> None:
         assert placed.blocks is not None
         self._name, self._blocks, self._parts = name, placed.blocks, placed.parts
-        self._sink, self._quantize_rows, self._pool = sink, quantize_rows, pool
+        self._file = placed.source.stored[0].file
+        self._sink, self._encode, self._pool = sink, encode, pool
         self._rest: list[list[Tensor]] = [[] for _ in self._parts[1:]]  # of the pieces written
 
     def quantize(self, rows: Tensor) -> Future[tuple[Tensor, ...]]:
         """Begin with some rows: the arrays of the layout's parts."""
-        return self._pool.submit(self._blocks.encode, rows, self._quantize_rows)
+        return self._pool.submit(self._blocks.encode, rows, self._encode)
 
     def write(self, piece: Future[tuple[Tensor, ...]]) -> None:
-        """Write the codes of the next rows."""
-        codes, *rest = piece.result()
+        """Write the codes of the next rows.
+
+        Raises:
+            CheckpointError: A value is NaN or infinite.
+        """
+        try:
+            codes, *rest = piece.result()
+        except NotFiniteError:
+            raise nonfinite_weight(self._name, self._file) from None
         self._write(0, codes)
         for kept, values in zip(self._rest, rest, strict=True):
             kept.append(values)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from llama_export.checkpoint import Checkpoint, nonfinite
+from llama_export.checkpoint.finite import nonfinite_weight
 from llama_export.checkpoint.tensor import PIECE_BYTES, read_bytes
-from llama_export.errors import CheckpointError, OptionError
-from llama_export.quantize import METHODS, Blocks, gptq, quantize
+from llama_export.errors import OptionError
+from llama_export.quantize import METHODS, Blocks, Encode, encode, encode_with, gptq
 from llama_export.quantize.calibration import Calibration
 from llama_export.quantize.methods import keep_grid, search_scales
 from llama_export.weights.background import InBackground
-from llama_export.weights.matrix_writer import MatrixWriter, QuantizeRows
+from llama_export.weights.matrix_writer import MatrixWriter
 from llama_export.weights.plan import WeightPlan
 from llama_export.weights.sink import FileDigest, Sink, memory
 
@@ -65,13 +66,14 @@ def write_weights(
                 previous = sink
                 matrix = None
                 if sink is not None and placed.blocks is not None:
-                    matrix = MatrixWriter(name, placed, sink, _quantizer(plan, name, calibration), pool)
+                    matrix = MatrixWriter(name, placed, sink, _encoder(plan, name, calibration), pool)
                 for values in placed.source.pieces(source.read):
-                    if values.is_floating_point():
-                        _refuse_nonfinite(values, name, placed.source.stored[0].file)
-                    if matrix is not None:
+                    if matrix is not None:  # which refuses such values too
                         writer.submit(matrix.write, matrix.quantize(values))
-                    elif sink is not None:
+                        continue
+                    if values.is_floating_point() and nonfinite(values):
+                        raise nonfinite_weight(name, placed.source.stored[0].file)
+                    if sink is not None:
                         writer.submit(sink.write, placed.offset, name, _cast(values, placed.dtype, name))
                 if matrix is not None:
                     writer.submit(matrix.finish)
@@ -88,16 +90,16 @@ def write_weights(
     return digests, {location: sink.digest() for location, sink in sinks.items()}
 
 
-def _quantizer(plan: WeightPlan, name: str, calibration: Calibration | None) -> QuantizeRows:
+def _encoder(plan: WeightPlan, name: str, calibration: Calibration | None) -> Encode:
     """How the rows of a matrix are quantized."""
     blocks = plan.weights[name].blocks
     few_bits = isinstance(blocks, Blocks) and blocks.bits < 8
     feedback = calibration.feedback(name) if calibration and few_bits else None
     if feedback is not None:
-        return partial(gptq, feedback=feedback)
+        return partial(encode_with, quantize_rows=partial(gptq, feedback=feedback))
     if plan.quantization is None:
-        return partial(quantize, method=keep_grid)
-    return partial(quantize, method=METHODS.get(plan.quantization.method, search_scales))
+        return partial(encode, method=keep_grid)
+    return partial(encode, method=METHODS.get(plan.quantization.method, search_scales))
 
 
 class _HashedFiles:
@@ -133,14 +135,6 @@ class _HashedFiles:
             self._hasher.submit(self._hashes[file].update, memory(data))
             self._ends[file] += len(data)
             self._advance(len(data))
-
-
-def _refuse_nonfinite(values: Tensor, name: str, path: Path) -> None:
-    if nonfinite(values):
-        raise CheckpointError(
-            f"{path.name}: tensor {name} holds NaN or infinite values, a model computes only NaN from them",
-            "the training diverged or the file is damaged; use another checkpoint or download it again",
-        )
 
 
 def _cast(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:

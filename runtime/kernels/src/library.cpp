@@ -7,6 +7,7 @@
 #include <string>
 
 #include "operator.h"
+#include "rounding.h"
 
 namespace llama_kernels {
 namespace {
@@ -39,6 +40,11 @@ LLAMA_KERNELS_EXPORT int llama_kernels_version() { return llama_kernels::kVersio
 LLAMA_KERNELS_EXPORT const char* llama_kernels_level() {
     const llama_kernels::Level* level = llama_kernels::wanted_level();
     return level ? level->name : nullptr;
+}
+
+// What the exporter calls, of any thread; returns whether all values are finite.
+LLAMA_KERNELS_EXPORT bool llama_kernels_round_rows(const llama_kernels::Rounding* rounding) {
+    return llama_kernels::round_rows(*rounding);
 }
 
 LLAMA_KERNELS_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {

@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
         test_matmul(random, rounds);
         test_attention(random, rounds);
         test_widen(random, rounds);
+        test_rounding(random, rounds);
     }
     std::printf("levels:");
     for (const Level* level : levels_here()) std::printf(" %s", level->name);

@@ -69,6 +69,7 @@ void test_attention_threads(std::mt19937& random);
 void test_matmul(std::mt19937& random, int rounds);
 void test_attention(std::mt19937& random, int rounds);
 void test_widen(std::mt19937& random, int rounds);
+void test_rounding(std::mt19937& random, int rounds);
 
 // Reads behind a matrix and behind a cache: memory checkers must not let it pass.
 void overread(const char* what);

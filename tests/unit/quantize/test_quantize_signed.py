@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -9,7 +11,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from llama_export.quantize import Blocks, Quantized, Signed, dequantize, quantize
+from llama_export.quantize import Blocks, Quantized, Signed, dequantize, encode, quantize
 from llama_export.quantize.methods import keep_grid, search_scales
 
 STORED = {"int4": ml_dtypes.int4, "int8": np.int8, "fp8": ml_dtypes.float8_e4m3fn}
@@ -19,7 +21,7 @@ ERRORS = {"int4": 1 / 6, "int8": 0.5 / 127 + 2**-9, "fp8": 2**-4 + 2**-9}
 
 
 def encoded(rows, layout, method=search_scales):
-    return layout.encode(rows, lambda piece, blocks: quantize(piece, blocks, method))
+    return layout.encode(rows, partial(encode, method=method))
 
 
 def as_onnx_reads(codes, scales, layout):

@@ -48,9 +48,9 @@ def test_no_access_is_out_of_bounds_or_undefined():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the checkers' messages are those of Linux")
-@pytest.mark.parametrize("what", ["matrix", "cache"])
+@pytest.mark.parametrize("what", ["matrix", "panel", "cache"])
 def test_reading_one_too_many_is_noticed(what):
-    """One panel behind a matrix, one position behind a cache: the checker sees what the kernels read."""
+    """A block behind a matrix, a panel, a position behind a cache: the checker sees what the kernels read."""
     done = run(checked("address,undefined"), "overread", what)
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr and "READ of size" in done.stderr

@@ -14,6 +14,7 @@ namespace llama_kernels {
 
 constexpr int kMaxTileRows = 6;
 constexpr int kMaxPanels = 2;
+constexpr int kPanelOutputs = 16;
 constexpr int kManyTileRows = 16;  // of `multiply_many`
 constexpr int kManyPanels = 4;
 
@@ -38,11 +39,25 @@ struct Panels {
     int bits;
     bool half_scales;
 
-    Panels only(int index) const {
-        const size_t offset = index * panel_bytes;
+    Panels some(int first, int number) const {
+        const size_t offset = first * panel_bytes;
         const uint8_t* zeros = zero_points ? zero_points + offset : nullptr;
-        return {records + offset, zeros, panel_bytes, 1, blocks, block, bits, half_scales};
+        return {records + offset, zeros, panel_bytes, number, blocks, block, bits, half_scales};
     }
+    Panels only(int index) const { return some(index, 1); }
+};
+
+// 16 outputs of a matrix as they stand in the bundle, their scales and zero points beside them (matrix.h).
+struct Rows {
+    const uint8_t* codes;  // [16][row_bytes]
+    size_t row_bytes;
+    const uint8_t* scales;       // [blocks][16], float or float16
+    const uint8_t* zero_points;  // [blocks][16], or null
+    size_t next_bytes;           // from these to those of the next 16 outputs
+    int64_t blocks;
+    int block;
+    int bits;
+    bool half_scales;
 };
 
 // Where row `row` of a tile of `rows` goes.
@@ -63,6 +78,12 @@ struct Level {
 
     // Rounds one row [inputs]. A block that is not finite makes its row NaN; one below 1e-36 is 0.
     void (*quantize)(const float* values, int64_t inputs, int block, int bits, int middle, const TileRow& to);
+
+    // sums[16] = a single row times 16 outputs where they stand.
+    void (*multiply_row)(const Rows& outputs, const Tile& row, float* sums);
+
+    // Makes a panel of 16 outputs.
+    void (*arrange)(const Rows& outputs, uint8_t* to);
 
     // sums[panels][R][16] = the tile times the panels.
     void (*multiply)(const Panels& panels, const Tile& tile, float* sums);

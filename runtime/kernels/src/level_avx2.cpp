@@ -1,9 +1,11 @@
 // AVX2 and FMA: a panel's 16 outputs are two registers of 8 lanes.
 #include <immintrin.h>
 
+#include "arrange.h"
 #include "attend_tile.h"
 #include "multiply_rows.h"
 #include "quantize.h"
+#include "rows_tile.h"
 #include "scale_line.h"
 #include "widen_tile.h"
 
@@ -98,7 +100,8 @@ bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 }  // namespace
 
-extern const Level kAvx2 = {"avx2", runs_here, false, kTileRows, quantize_row, multiply<kTileRows, 1>,
+extern const Level kAvx2 = {"avx2", runs_here, false, kTileRows, quantize_row, multiply_alone,
+                              arrange_panel, multiply<kTileRows, 1>,
                              attend_tile, join_states, kWidenRows, widen_product};
 
 }  // namespace llama_kernels

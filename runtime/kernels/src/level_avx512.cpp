@@ -1,21 +1,17 @@
 // AVX-512 with VNNI: a panel's 16 outputs are the 16 lanes of a register.
 #include <immintrin.h>
 
+#include "arrange.h"
 #include "attend_tile.h"
 #include "level_amx.h"
 #include "multiply_rows.h"
 #include "quantize.h"
+#include "rows_tile.h"
 #include "scale_line.h"
 #include "widen_tile.h"
 
 namespace llama_kernels {
 namespace {
-
-// sum + weights (uint8) . four activations (int8). As an intrinsic, g++ 12 copies accumulators around it.
-inline __m512i dot(__m512i sum, __m512i weights, __m512i four) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(four));
-    return sum;
-}
 
 inline __m512i broadcast(const int8_t* four) {
     int32_t value;
@@ -131,12 +127,12 @@ bool runs_here_with_tiles() { return runs_here() && tiles_run_here(); }
 
 }  // namespace
 
-extern const Level kAvx512 = {"avx512", runs_here, true, kMaxTileRows, quantize_row,
-                              multiply<kMaxTileRows, kMaxPanels>, attend_tile, join_states, kWidenRows, widen_product};
+extern const Level kAvx512 = {"avx512", runs_here, true, kMaxTileRows, quantize_row, multiply_alone,
+                              arrange_panel, multiply<kMaxTileRows, kMaxPanels>, attend_tile, join_states, kWidenRows, widen_product};
 
 #if defined(LLAMA_KERNELS_AMX)
-extern const Level kAmx = {"amx", runs_here_with_tiles, true, kMaxTileRows, quantize_row,
-                           multiply<kMaxTileRows, kMaxPanels>, attend_tile, join_states, kWidenRows, widen_product,
+extern const Level kAmx = {"amx", runs_here_with_tiles, true, kMaxTileRows, quantize_row, multiply_alone,
+                              arrange_panel, multiply<kMaxTileRows, kMaxPanels>, attend_tile, join_states, kWidenRows, widen_product,
                            kRowsForTiles, multiply_with_tiles};
 #endif
 

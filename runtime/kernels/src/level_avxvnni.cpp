@@ -2,9 +2,11 @@
 #include <cpuid.h>
 #include <immintrin.h>
 
+#include "arrange.h"
 #include "attend_tile.h"
 #include "multiply_rows.h"
 #include "quantize.h"
+#include "rows_tile.h"
 #include "scale_line.h"
 #include "widen_tile.h"
 
@@ -105,7 +107,8 @@ bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 }  // namespace
 
-extern const Level kAvxVnni = {"avxvnni", runs_here, true, kTileRows, quantize_row, multiply<kTileRows, 1>,
+extern const Level kAvxVnni = {"avxvnni", runs_here, true, kTileRows, quantize_row, multiply_alone,
+                              arrange_panel, multiply<kTileRows, 1>,
                              attend_tile, join_states, kWidenRows, widen_product};
 
 }  // namespace llama_kernels

@@ -1,9 +1,11 @@
 // Arm's dot product instructions: a panel's 16 outputs are four registers of 4 lanes.
 #include <arm_neon.h>
 
+#include "arrange.h"
 #include "attend_tile.h"
 #include "multiply_rows.h"
 #include "quantize.h"
+#include "rows_tile.h"
 #include "scale_line.h"
 #include "widen_tile.h"
 
@@ -84,7 +86,8 @@ bool runs_here() {
 
 }  // namespace
 
-extern const Level kNeon = {"neon", runs_here, false, kTileRows, quantize_row, multiply<kTileRows, 1>,
+extern const Level kNeon = {"neon", runs_here, false, kTileRows, quantize_row, multiply_alone,
+                              arrange_panel, multiply<kTileRows, 1>,
                              attend_tile, join_states, kWidenRows, widen_product};
 
 }  // namespace llama_kernels

@@ -1,6 +1,7 @@
 // The reference that every other level equals, bit by bit.
 #include <cmath>
 
+#include "arrange.h"
 #include "attend_tile.h"
 #include "matrix.h"
 #include "quantize.h"
@@ -57,11 +58,32 @@ void multiply(const Panels& panels, const Tile& tile, float* sums) {
     for (int p = 0; p < panels.count; ++p) multiply_one(panels.only(p), tile, sums + p * tile.rows * kPanelOutputs);
 }
 
+void multiply_alone(const Rows& outputs, const Tile& tile, float* sums) {
+    for (int output = 0; output < kPanelOutputs; ++output) {
+        const uint8_t* row = outputs.codes + output * outputs.row_bytes;
+        float total = 0;
+        for (int64_t b = 0; b < outputs.blocks; ++b) {
+            const int64_t place = b * kPanelOutputs + output;
+            int32_t sum = tile.offsets[b] * (outputs.zero_points ? outputs.zero_points[place] : 1);
+            for (int k = 0; k < outputs.block; ++k) {
+                const int64_t at = b * outputs.block + k;
+                const int code = outputs.bits == 8 ? row[at] : at % 2 ? row[at / 2] >> 4 : row[at / 2] & 15;
+                sum += code * tile.codes[b * outputs.block + place_of(outputs.bits, k)];
+            }
+            float scale;
+            if (outputs.half_scales) scale = half(outputs.scales + place * 2);
+            else std::memcpy(&scale, outputs.scales + place * sizeof scale, sizeof scale);
+            total = std::fma(static_cast<float>(sum), scale * tile.scales[b], total);
+        }
+        sums[output] = total;
+    }
+}
+
 bool anywhere() { return true; }
 
 }  // namespace
 
-extern const Level kScalar = {"scalar", anywhere, false, 4, quantize_row, multiply, attend_tile, join_states,
-                             kWidenRows, widen_product};
+extern const Level kScalar = {"scalar", anywhere, false, 4, quantize_row, multiply_alone, arrange_panel, multiply,
+                             attend_tile, join_states, kWidenRows, widen_product};
 
 }  // namespace llama_kernels

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kPanelsTogether = 4;         // that meet a tile while it is in the nearest cache
 constexpr int64_t kWorthWaking = 1 << 18;  // multiplications; below, other threads would come too late
+constexpr int kWorthKeeping = 16;          // products of few rows until panels are kept for them
 constexpr int64_t kManyCodes = 1 << 20;    // of activations; more would not stay in a core's own cache
 
 int64_t divided_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
@@ -86,12 +87,25 @@ void Matmul::run(const float* from, int64_t rows, float* to, const Parallel& par
     if (rows == 0 || shape.outputs == 0) return;
     const bool alone = rows * shape.outputs * shape.inputs < kWorthWaking;
     const int threads = alone ? 1 : std::clamp(parallel.threads, 1, kMaxStreams);
+    if (rows == 1) return run_row(from, to, parallel, threads);
     if (level_.many_rows == 0 || rows < level_.many_rows) return run_few(from, rows, to, parallel, threads);
     const int64_t parts = divided_up(rows * shape.blocks() * shape.block, kManyCodes);
     const int64_t part = divided_up(divided_up(rows, parts), kManyTileRows) * kManyTileRows;
     for (int64_t first = 0; first < rows; first += part)
         run_many(from + first * shape.inputs, std::min(part, rows - first), to + first * shape.outputs, parallel,
                  threads);
+}
+
+// A single row is bound by memory and reads the codes where they are.
+void Matmul::run_row(const float* from, float* to, const Parallel& parallel, int threads) const {
+    const Activations activations(level_, layout(), 1, false);
+    activations.quantize(from, 0);
+    const Tile row = activations.tile(0);
+    for_each_item(parallel, layout().panels(), threads, [&](int64_t panel) {
+        alignas(64) float sums[kPanelOutputs];
+        level_.multiply_row(matrix_->rows(panel, room<2>(layout().rows_bytes())), row, sums);
+        finish(sums, 1, panel, 1, to, 1);
+    });
 }
 
 // Tile after tile meets some panels.
@@ -101,18 +115,21 @@ void Matmul::run_few(const float* from, int64_t rows, float* to, const Parallel&
     const int64_t tiles = activations.tiles();
     for_each_item(parallel, tiles, tiles == 1 ? 1 : threads,
                   [&](int64_t tile) { activations.quantize(from, tile); });
-    // A single row is bound by memory and reads one panel after the other; more rows share what they load.
-    const int together = rows == 1 ? 1 : kMaxPanels;
-    const int in_cache = tiles == 1 ? together : kPanelsTogether;
+    // Where rows are few, making panels takes as long as they do: who comes with few again and again gets them kept.
+    if (tiles == 1 && !panels_ && ++few_rows_ == kWorthKeeping) keep_panels(parallel, threads);
+    const int in_cache = tiles == 1 ? kMaxPanels : kPanelsTogether;
     for_each_item(parallel, divided_up(shape.panels(), in_cache), threads, [&](int64_t group) {
-        const int64_t end = std::min(shape.panels(), (group + 1) * in_cache);
+        const int64_t begin = group * in_cache;
+        const int count = static_cast<int>(std::min<int64_t>(in_cache, shape.panels() - begin));
+        const Panels cached = panels(begin, count);
         for (int64_t index = 0; index < tiles; ++index) {
             const Tile tile = activations.tile(index);
-            for (int64_t panel = group * in_cache; panel < end; panel += together) {
+            for (int first = 0; first < count; first += kMaxPanels) {
                 alignas(64) float sums[kMaxPanels * kMaxTileRows * kPanelOutputs];
-                const int count = static_cast<int>(std::min<int64_t>(together, end - panel));
-                level_.multiply(panels(panel, count), tile, sums);
-                finish(sums, tile.rows, panel, count, to + activations.first_row(index) * shape.outputs, tile.rows);
+                const int together = std::min(kMaxPanels, count - first);
+                level_.multiply(cached.some(first, together), tile, sums);
+                finish(sums, tile.rows, begin + first, together, to + activations.first_row(index) * shape.outputs,
+                       tile.rows);
             }
         }
     });
@@ -133,11 +150,31 @@ void Matmul::run_many(const float* from, int64_t rows, float* to, const Parallel
     });
 }
 
+void Matmul::keep_panels(const Parallel& parallel, int threads) const {
+    const Layout& shape = layout();
+    kept_ = std::make_unique<Pages>(shape.panels() * shape.panel_bytes());
+    for_each_item(parallel, shape.panels(), threads, [&](int64_t panel) {
+        const Rows outputs = matrix_->rows(panel, room<2>(shape.rows_bytes()));
+        level_.arrange(outputs, kept_->data() + panel * shape.panel_bytes());
+    });
+    panels_.store(kept_->data(), std::memory_order_release);
+}
+
+// Those that are kept, or made in this thread's room.
 Panels Matmul::panels(int64_t first, int count) const {
     const Layout& shape = layout();
-    const uint8_t* records = matrix_->panel(first);
+    const size_t bytes = shape.panel_bytes();
+    const uint8_t* records = panels_.load(std::memory_order_acquire);
+    if (records) {
+        records += first * bytes;
+    } else {
+        uint8_t* made = room<2>(count * bytes + shape.rows_bytes());
+        for (int i = 0; i < count; ++i)
+            level_.arrange(matrix_->rows(first + i, made + count * bytes), made + i * bytes);
+        records = made;
+    }
     const uint8_t* zeros = shape.zero_points ? records + shape.records() * shape.record_bytes() : nullptr;
-    return {records, zeros, shape.panel_bytes(), count, shape.blocks(), shape.block, shape.bits, shape.half_scales};
+    return {records, zeros, bytes, count, shape.blocks(), shape.block, shape.bits, shape.half_scales};
 }
 
 // to[rows][N] from `panel` on = sums[count][sum_rows][16], times the matrix's factor, plus the bias.

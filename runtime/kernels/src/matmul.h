@@ -1,6 +1,7 @@
 // float32 [M, K] times a quantized matrix [N, K], on however many threads there are.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -24,12 +25,17 @@ private:
     class Activations;
     void run_few(const float* from, int64_t rows, float* to, const Parallel& parallel, int threads) const;
     void run_many(const float* from, int64_t rows, float* to, const Parallel& parallel, int threads) const;
+    void run_row(const float* from, float* to, const Parallel& parallel, int threads) const;
+    void keep_panels(const Parallel& parallel, int threads) const;
     Panels panels(int64_t first, int count) const;
     void finish(const float* sums, int64_t sum_rows, int64_t panel, int count, float* to, int64_t rows) const;
 
     const Level& level_;
     std::unique_ptr<const Matrix> matrix_;
     std::vector<float> bias_;
+    mutable std::atomic<int> few_rows_{0};  // products so far whose rows are one tile, but more than one row
+    mutable std::unique_ptr<Pages> kept_;
+    mutable std::atomic<const uint8_t*> panels_{nullptr};  // all of them, once they are kept
 };
 
 }  // namespace llama_kernels

@@ -52,39 +52,28 @@ uint16_t half(float scale, int exponent) {
     return static_cast<uint16_t>(sign | static_cast<uint32_t>(shifted) << 10 | (bits >> 13 & 0x3ff));
 }
 
-void pack_panel(const Layout& layout, const Source& source, int exponent, int64_t panel, uint8_t* to) {
+void copy_scales(const Layout& layout, const Source& source, int exponent, int64_t panel, uint8_t* to) {
     const int64_t blocks = layout.blocks(), first = panel * kPanelOutputs;
     const int outputs = static_cast<int>(std::min<int64_t>(kPanelOutputs, layout.outputs - first));
-    const size_t code_bytes = layout.code_bytes();
-    const int together = layout.half_scales ? 2 : 1;
-    for (int64_t block = 0; block < blocks; ++block) {
-        uint8_t* record = to + block / together * layout.record_bytes();
-        uint8_t* codes = record + 64 + block % together * code_bytes * kPanelOutputs;
+    const float* scales = source.scales + first * blocks;
+    for (int64_t block = 0; block < blocks; ++block)
         for (int i = 0; i < outputs; ++i) {
-            const float scale = source.scales[(first + i) * blocks + block];
+            const float scale = scales[i * blocks + block];
+            const int64_t place = block * kPanelOutputs + i;
             if (layout.half_scales) {
                 const uint16_t packed = half(scale, exponent);
-                std::memcpy(record + (block % 2 * kPanelOutputs + i) * sizeof packed, &packed, sizeof packed);
+                std::memcpy(to + place * sizeof packed, &packed, sizeof packed);
             } else {
-                std::memcpy(record + i * sizeof scale, &scale, sizeof scale);
+                std::memcpy(to + place * sizeof scale, &scale, sizeof scale);
             }
-            const uint8_t* from = source.codes + ((first + i) * blocks + block) * code_bytes;
-            for (size_t byte = 0; byte < code_bytes; byte += 4)
-                std::memcpy(codes + byte * kPanelOutputs + i * 4, from + byte, 4);
         }
-    }
     if (!layout.zero_points) return;
-    uint8_t* zeros = to + layout.records() * layout.record_bytes();
+    uint8_t* zeros = to + layout.records() * 64;
     const size_t row_bytes = static_cast<size_t>(blocks * layout.bits + 7) / 8;
     for (int64_t block = 0; block < blocks; ++block)
         for (int i = 0; i < outputs; ++i)
             zeros[block * kPanelOutputs + i] =
                 zero_point(layout, source.zero_points + (first + i) * row_bytes, block);
-}
-
-Layout with_scales(Layout layout, const Source& source) {
-    layout.half_scales = common_exponent(layout, source.scales) != kNoExponent;
-    return layout;
 }
 
 }  // namespace
@@ -119,22 +108,37 @@ Pages::~Pages() { std::free(mapped_); }
 #endif
 
 Matrix::Matrix(const Layout& layout, const Source& source, int threads)
-    : layout_(with_scales(layout, source)),
-      factor_(1),
-      pages_(static_cast<size_t>(layout_.panels()) * layout_.panel_bytes()) {
-    const int64_t panels = layout.panels();
-    const size_t bytes = panels * layout_.panel_bytes();
+    : layout_(layout), codes_(source.codes), factor_(1) {
     const int exponent = common_exponent(layout, source.scales);
+    layout_.half_scales = exponent != kNoExponent;
     if (layout_.half_scales) factor_ = std::ldexp(1.f, exponent - 15);
+    const int64_t panels = layout_.panels();
+    const size_t bytes = panels * layout_.scales_bytes();
+    scales_ = std::make_unique<Pages>(bytes);
     const int64_t workers = std::clamp<int64_t>(static_cast<int64_t>(bytes / kWorthAThread), 1, std::max(threads, 1));
-    auto pack = [&](int64_t worker) {
+    auto copy = [&](int64_t worker) {
         for (int64_t p = worker * panels / workers; p < (worker + 1) * panels / workers; ++p)
-            pack_panel(layout_, source, exponent, p, pages_.data() + p * layout_.panel_bytes());
+            copy_scales(layout_, source, exponent, p, scales_->data() + p * layout_.scales_bytes());
     };
     std::vector<std::thread> others;
-    for (int64_t worker = 1; worker < workers; ++worker) others.emplace_back(pack, worker);
-    pack(0);
+    for (int64_t worker = 1; worker < workers; ++worker) others.emplace_back(copy, worker);
+    copy(0);
     for (std::thread& other : others) other.join();
+}
+
+Rows Matrix::rows(int64_t panel, uint8_t* room) const {
+    const int64_t first = panel * kPanelOutputs;
+    const size_t row_bytes = layout_.row_bytes();
+    const uint8_t *codes = codes_ + first * row_bytes, *scales = scales_->data() + panel * layout_.scales_bytes();
+    if (first + kPanelOutputs > layout_.outputs) {
+        const size_t there = (layout_.outputs - first) * row_bytes;
+        std::memcpy(room, codes, there);
+        std::memset(room + there, 0, kPanelOutputs * row_bytes - there);
+        codes = room;
+    }
+    const uint8_t* zeros = layout_.zero_points ? scales + layout_.records() * 64 : nullptr;
+    return {codes, row_bytes, scales, zeros, layout_.scales_bytes(), layout_.blocks(), layout_.block, layout_.bits,
+            layout_.half_scales};
 }
 
 }  // namespace llama_kernels

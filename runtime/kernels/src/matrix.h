@@ -1,27 +1,33 @@
-// A quantized matrix [N, K] in the order in which the kernels read it.
+// A quantized matrix [N, K] as the kernels read it.
 //
-// 16 outputs make a panel; a panel is one linear stream, block after block along K:
+// Its codes stay where they are, in the bundle's mapped file. Scales and zero points are copied: 16 outputs make a
+// panel, and for each
+//
+//   float  scales[blocks][16]       or half, where all scales of the matrix are float16 times one power of two
+//   uint8  zero_points[blocks][16]  where it has them
+//
+// each filled up to whole cache lines. More than one row of activations meet panels that are arranged on the fly,
+// in memory of the thread: block after block along K,
 //
 //   float  scales[16]
 //   uint8  codes[size * bits / 32][16][4]    4 bytes of output 0, 4 of output 1, ...: 64 bytes, one register
 //
-// or, where all scales of the matrix are float16 times one power of two, two blocks after two:
+// or, where scales are halves, two blocks after two:
 //
 //   half   scales[2][16]
 //   uint8  codes[2][size * bits / 32][16][4]
 //
-// and behind the blocks of a panel, where the matrix has zero points, 16 bytes of them for each block. Bytes
-// are those of MatMulNBits: a byte of 4-bit codes is two values, the first in its low half. Outputs beyond N
-// have scale 0, values beyond K meet activations that are 0.
+// and behind them the zero points. Bytes are those of MatMulNBits: a byte of 4-bit codes is two values, the first
+// in its low half. Outputs beyond N have scale 0, values beyond K meet activations that are 0.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 
-namespace llama_kernels {
+#include "level.h"
 
-constexpr int kPanelOutputs = 16;
+namespace llama_kernels {
 
 struct Layout {
     int64_t outputs;   // N
@@ -34,6 +40,8 @@ struct Layout {
     int64_t blocks() const { return (inputs + block - 1) / block; }
     int64_t panels() const { return (outputs + kPanelOutputs - 1) / kPanelOutputs; }
     size_t code_bytes() const { return static_cast<size_t>(block) * bits / 8; }  // of one output's block
+    size_t row_bytes() const { return static_cast<size_t>(blocks()) * code_bytes(); }  // of one output
+    size_t rows_bytes() const { return kPanelOutputs * row_bytes(); }  // of a panel's outputs
     size_t record_bytes() const {  // of the blocks that share a line of scales
         return 64 + kPanelOutputs * code_bytes() * (half_scales ? 2 : 1);
     }
@@ -42,6 +50,7 @@ struct Layout {
         return zero_points ? (static_cast<size_t>(blocks()) * kPanelOutputs + 63) / 64 * 64 : 0;
     }
     size_t panel_bytes() const { return records() * record_bytes() + zero_bytes(); }
+    size_t scales_bytes() const { return records() * 64 + zero_bytes(); }  // scales and zero points of one panel
 };
 
 // The arrays of MatMulNBits: codes [N, blocks, code_bytes], scales [N, blocks], and zero points
@@ -69,17 +78,21 @@ private:
 
 class Matrix {
 public:
-    // Packs on up to `threads` threads; chooses the kind of scales.
+    // Chooses the kind of scales and copies them on up to `threads` threads. The source's codes must outlive this.
     Matrix(const Layout& layout, const Source& source, int threads);
 
     const Layout& layout() const { return layout_; }
-    const uint8_t* panel(int64_t index) const { return pages_.data() + index * layout_.panel_bytes(); }
+
+    // The outputs of a panel. `room`, for row_bytes() of 16 outputs, holds the last ones where they are fewer.
+    Rows rows(int64_t panel, uint8_t* room) const;
+
     float factor() const { return factor_; }  // what products are multiplied by: a power of two
 
 private:
     Layout layout_;
+    const uint8_t* codes_;
     float factor_;
-    Pages pages_;
+    std::unique_ptr<Pages> scales_;
 };
 
 }  // namespace llama_kernels

@@ -1,9 +1,9 @@
 // Tests of the kernels: all levels of instructions that this processor has.
 //
 //   kernels_test [rounds [seed]]
-//   kernels_test quick                      the levels against the reference alone
-//   kernels_test threads                    what several threads do, alone
-//   kernels_test overread matrix|cache      reads too much on purpose
+//   kernels_test quick                        the levels against the reference alone
+//   kernels_test threads                      what several threads do, alone
+//   kernels_test overread matrix|panel|cache  reads too much on purpose
 #include "testing.h"
 
 using namespace llama_kernels;

@@ -160,6 +160,28 @@ void threads_and_batches(std::mt19937& random) {
     }
 }
 
+// Few rows again and again, until panels are kept for them, while others come with one row and with many.
+void repeated(std::mt19937& random) {
+    for (const Level* level : levels_here()) {
+        const Made made({300, 520, 4, 32, true, true}, random);
+        const int64_t inputs = 520, outputs = 300;
+        const std::vector<float> from = normal(30 * inputs, random);
+        const std::vector<float> expected = made.product(*level, from.data(), 30, 1);
+        const Matmul shared = made.on(*level);
+        std::vector<std::thread> callers;
+        for (int64_t count : {3, 2, 1, 30}) callers.emplace_back([&, count] {
+            std::vector<float> result(count * outputs);
+            int threads = 2;
+            for (int repeat = 0; repeat < 20; ++repeat) {
+                shared.run(from.data(), count, result.data(), Parallel{run_on_threads, &threads, threads});
+                EXPECT(std::memcmp(result.data(), expected.data(), result.size() * sizeof(float)) == 0,
+                       "%s: %ld rows for time %d", level->name, static_cast<long>(count), repeat + 1);
+            }
+        });
+        for (std::thread& caller : callers) caller.join();
+    }
+}
+
 void extremes(std::mt19937& random) {
     const int64_t rows = 3, inputs = 100, outputs = 20;
     const float infinity = std::numeric_limits<float>::infinity();
@@ -233,7 +255,10 @@ void scales(std::mt19937& random) {
 
 }  // namespace
 
-void test_matmul_threads(std::mt19937& random) { threads_and_batches(random); }
+void test_matmul_threads(std::mt19937& random) {
+    threads_and_batches(random);
+    repeated(random);
+}
 
 void test_matmul(std::mt19937& random, int rounds) {
     every_shape(random);
@@ -245,14 +270,21 @@ void test_matmul(std::mt19937& random, int rounds) {
 void overread(const char* what) {
     std::mt19937 random(1);
     const Level& level = *levels_here()[0];
-    if (std::strcmp(what, "matrix") == 0) {  // one panel too many
+    if (std::strcmp(what, "matrix") == 0 || std::strcmp(what, "panel") == 0) {  // one block, or one panel, too many
         const Made made({16, 32, 4, 32, false, false}, random);
         const Matrix matrix(made.layout, {made.codes.data(), made.scales.data(), nullptr}, 1);
-        const int8_t codes[32] = {};
-        const float scale = 1;
-        const int32_t offset = 0;
+        const int8_t codes[64] = {};
+        const float scales[2] = {1, 1};
+        const int32_t offsets[2] = {0, 0};
+        const Tile tile = {codes, scales, offsets, 1};
+        Rows rows = matrix.rows(0, nullptr);
+        const std::unique_ptr<uint8_t, decltype(&std::free)> panel(
+            static_cast<uint8_t*>(std::aligned_alloc(64, made.layout.panel_bytes())), std::free);
+        level.arrange(rows, panel.get());
         float sums[2 * kPanelOutputs];
-        level.multiply({matrix.panel(0), nullptr, made.layout.panel_bytes(), 2, 1, 32, 4, false}, {codes, &scale, &offset, 1}, sums);
+        if (*what == 'p') return level.multiply({panel.get(), nullptr, made.layout.panel_bytes(), 2, 1, 32, 4, false}, tile, sums);
+        rows.blocks = 2;
+        level.multiply_row(rows, tile, sums);
     } else {  // one position too many
         const std::vector<float> query = normal(64, random), cache = normal(3 * 64, random);
         const int64_t begin = 0, end = 4;

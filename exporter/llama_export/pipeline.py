@@ -19,15 +19,13 @@ from llama_export.bundle.chat_template import chat_templates
 from llama_export.bundle.companions import SOFT_PROMPT_FILE
 from llama_export.checkpoint import Checkpoint, open_merged
 from llama_export.errors import BundleError, OptionError, ParityError
+from llama_export.from_text import Windows, calibration_of, read_windows, store_cache_in_int8
 from llama_export.graph.contract import Extras, check_extras, check_path
 from llama_export.plan import new_bytes, notes
 from llama_export.progress import Advance, byte_progress
-from llama_export.quantize.calibration import Calibration
 from llama_export.recipe import Recipe
 from llama_export.tokenizer import open_source, why_not
-from llama_export.tokenizer.calibration import calibration_windows
 from llama_export.weights import FileDigest, WeightPlan, plan_weights, write_weights
-from llama_export.weights.precision import GPTQ
 from llama_export.weights.side_by_side import sharing_the_interpreter
 from llama_runtime.manifest import MANIFEST_NAME, Manifest
 
@@ -94,10 +92,10 @@ def export(
     """
     start = time.monotonic()
     recipe = recipe or Recipe()
-    source, plan, target = prepare(checkpoint, output, recipe, force=force)
+    source, plan, target, windows = prepare(checkpoint, output, recipe, force=force)
     written = new_bytes(plan, target)
     with Stage(beside.stage_target(target) if recipe.weights == "beside" else target, written) as stage:
-        manifest, placed_as = _fill(source, plan, recipe, stage.folder)
+        manifest, placed_as = _fill(source, plan, recipe, windows, stage.folder)
         report = None
         if recipe.verify:
             from llama_export import parity
@@ -124,11 +122,12 @@ def export(
 
 def prepare(
     checkpoint: str | Path, output: str | Path | None, recipe: Recipe, *, force: bool = False
-) -> tuple[Checkpoint, WeightPlan, Path]:
+) -> tuple[Checkpoint, WeightPlan, Path, Windows]:
     """Refuse all that can be refused before any work; writes nothing.
 
     Returns:
-        The opened checkpoint, where its weights will stand, and the folder that will be the bundle.
+        The opened checkpoint, where its weights will stand, the folder that will be the bundle, and what the
+        model reads while it is exported.
 
     Raises:
         LlamaExportError: Bad input or output, with one sentence and a hint.
@@ -147,30 +146,8 @@ def prepare(
         target = Path(output) if output is not None else default_output(source.folder)
         refuse_nesting(source.folder, target)
         check_target(target, force=force)
-    _windows(source, recipe)
-    return _say_what_cpp_lacks(check_tokenizer(source)), plan, target
-
-
-def _windows(source: Checkpoint, recipe: Recipe) -> list[list[int]]:
-    """What the model reads while it is exported.
-
-    Raises:
-        OptionError: The text cannot be read, or is too short; or there is no tokenizer to read it with.
-    """
-    if recipe.calibration is not None:
-        return calibration_windows(recipe.calibration, open_source(source), source.config)
-    if recipe.cache == "float32":
-        return []
-    from llama_export.parity.prompts import default_windows
-
-    return default_windows(open_source(source), source.config)
-
-
-def _calibration(source: Checkpoint, recipe: Recipe) -> Calibration | None:
-    """What GPTQ needs; None where it is not asked for."""
-    if recipe.quantization is None or recipe.quantization.method != GPTQ:
-        return None
-    return Calibration(source.config, source.read, _windows(source, recipe))
+    windows = read_windows(source, recipe)
+    return _say_what_cpp_lacks(check_tokenizer(source)), plan, target, windows
 
 
 def _check_soft_prompt(source: Checkpoint, recipe: Recipe) -> None:
@@ -216,8 +193,10 @@ def _say_what_cpp_lacks(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
-def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) -> tuple[Manifest, str]:
-    """Write everything into the stage; the weights are streamed while the graph is traced."""
+def _fill(
+    source: Checkpoint, plan: WeightPlan, recipe: Recipe, windows: Windows, folder: Path
+) -> tuple[Manifest, str]:
+    """Write everything into the stage; the weights are streamed while the rest is made."""
     onnx = folder / "onnx"
     onnx.mkdir()
     data_folder = folder if plan.mode == "beside" else onnx
@@ -228,16 +207,18 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
         sharing_the_interpreter(),
         ThreadPoolExecutor(1) as background,
     ):
+        calibration = calibration_of(source, recipe, windows)
         streaming = background.submit(
-            write_weights, source, plan, data_folder, _until(stop, advance), _calibration(source, recipe)
+            write_weights, source, plan, data_folder, _until(stop, advance), calibration
         )
         try:
             graph = build_graph(source.config, recipe.attention, recipe.extras)
             if recipe.cache == "int8":
-                _store_cache_in_int8(graph, source, _windows(source, recipe))
+                store_cache_in_int8(graph, source, windows)
             (onnx / plan.model_name).write_bytes(_with_weights(graph, plan, recipe.compute))
             if recipe.inputs_embeds:
                 (onnx / plan.embedding_name).write_bytes(_with_weights(_build_embedding(source.config), plan))
+            _write_companions(source, plan, recipe, folder)
             source_digests, data_digests = streaming.result()
         except BaseException:
             stop.set()  # or leaving this block would wait until all bytes are read
@@ -248,12 +229,6 @@ def _fill(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) ->
         if file is not None:
             placed_as = place_file(file, data_folder / location)
             data_digests[location] = source_digests[file]
-    if plan.mode == "beside":
-        beside.copy_companions(source, folder)
-    else:
-        write_companions(source, plan, recipe.attention, folder, recipe.extras)
-
-    _write_soft_prompt(source, folder)
     known = {
         (data_folder / location).relative_to(folder).as_posix(): d for location, d in data_digests.items()
     }
@@ -296,12 +271,12 @@ def _with_weights(model: ir.Model, plan: WeightPlan, compute: Compute = "float32
     return content
 
 
-def _store_cache_in_int8(graph: ir.Model, source: Checkpoint, windows: list[list[int]]) -> None:
-    from llama_export.graph.passes import store_cache_in_int8
-    from llama_export.quantize.cache import cache_scales
-
-    scales = cache_scales(source.config, source.read, windows)
-    store_cache_in_int8(graph.graph, [(layer.keys.numpy(), layer.values.numpy()) for layer in scales])
+def _write_companions(source: Checkpoint, plan: WeightPlan, recipe: Recipe, folder: Path) -> None:
+    if plan.mode == "beside":
+        beside.copy_companions(source, folder)
+    else:
+        write_companions(source, plan, recipe.attention, folder, recipe.extras)
+    _write_soft_prompt(source, folder)
 
 
 def _write_soft_prompt(source: Checkpoint, folder: Path) -> None:

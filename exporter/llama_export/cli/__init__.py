@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 from importlib.metadata import version
 
 import click
@@ -41,6 +43,8 @@ def main() -> None:
 
     Exit codes: 0 done, 1 a bundle computes something else than its reference, 2 bad input.
     """  # noqa: D301  (the \\b that keeps the lines apart is click's, and must be a real one)
+    # Python's end walks once more over all that is left: most of a second behind PyTorch and a traced graph.
+    atexit.register(gc.freeze)
 
 
 for command in (onnx, trt, convert, verify, inspect, run, embed, classify, tag, answer, selftest, bench):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import click
 
 import llama_export
 from llama_export.cli.command import FOLDER, JSON, echo, one_sentence
+from llama_export.collecting import uncollected
 from llama_export.interruption import ended_by_signals
 from llama_export.show import exported_lines, plan_lines
 
@@ -101,15 +103,17 @@ def onnx(
     OUTPUT is artifacts/<name> by default. The checkpoint's files are never changed.
     """
     llama_export.require_export_extra()
-    recipe = _recipe(recipe_file, choices | {"adapters": choices["adapters"] or None})
+    with uncollected():
+        recipe = _recipe(recipe_file, choices | {"adapters": choices["adapters"] or None})
     if dry_run:
         from llama_export.pipeline import prepare
         from llama_export.plan import plan_export
 
-        plan = plan_export(*prepare(checkpoint, output, recipe, force=force), recipe)
+        source, weights, target, _ = prepare(checkpoint, output, recipe, force=force)
+        plan = plan_export(source, weights, target, recipe)
         echo(plan.to_dict() if as_json else plan_lines(plan), as_json)
         return
-    with ended_by_signals():
+    with ended_by_signals(), nullcontext() if recipe.verify else uncollected():
         exported = llama_export.export(checkpoint, output, recipe=recipe, force=force)
     if as_json:
         parity = exported.report and exported.report.to_dict()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from llama_export.graph.passes import PROJECTIONS
+from llama_export.model.joined import PROJECTIONS
 from llama_export.parity.reference import WATCHED
 from llama_export.parity.report import layer_of
 from llama_export.parity.scene import Arrays, Run

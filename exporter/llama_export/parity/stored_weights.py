@@ -12,8 +12,8 @@ from torch import Tensor
 
 from llama_export.checkpoint import StoredTensor
 from llama_export.errors import BundleError
-from llama_export.graph.passes import PROJECTIONS
 from llama_export.model import LlamaConfig
+from llama_export.model.joined import PROJECTIONS
 from llama_export.parity.quantized_tensor import QuantizedTensor
 from llama_export.progress import byte_progress
 from llama_export.quantize import Blocks

@@ -9,8 +9,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,6 +99,8 @@ class SourceTokenizer:
 def open_source(checkpoint: Checkpoint) -> SourceTokenizer | None:
     """Read a checkpoint's tokenizer files, and refuse what a bundle could not repeat exactly.
 
+    The one opened last is kept: an export asks for it half a dozen times.
+
     Args:
         checkpoint: Its companions name the files, wherever they stand.
 
@@ -106,14 +110,24 @@ def open_source(checkpoint: Checkpoint) -> SourceTokenizer | None:
     Raises:
         CheckpointError: A file is damaged, two contradict each other, or one asks for what we do not do.
     """
-    files = {path.name: path for path in checkpoint.companions}
+    files = tuple((path, _content(path)) for path in checkpoint.companions)
+    config = checkpoint.config
+    first = tuple(_first_id(checkpoint, key) for key in ("bos_token_id", "eos_token_id"))
+    return _open(files, config.vocab_size, config.rope.rope_type == "llama3", first)
+
+
+@lru_cache(maxsize=1)
+def _open(
+    stored: tuple[tuple[Path, bytes], ...], rows: int, llama_3_1: bool, first: tuple[int | None, ...]
+) -> SourceTokenizer | None:
+    """Open the tokenizer of files with that content, for a model with so many rows and those BOS and EOS."""
+    files = {path.name: path for path, _ in stored}
     settings = read_settings(files, SPECIAL) | read_settings(files, CONFIG)
     # transformers' LlamaTokenizer puts no space in front of a text where it is told not to.
     spaced = settings.get("add_prefix_space") is not False
     model = author = None
     if MODEL in files:
-        scaled = checkpoint.config.rope.rope_type == "llama3"
-        model = read_model(files[MODEL], add_prefix_space=spaced, llama_3_1=scaled)
+        model = read_model(files[MODEL], add_prefix_space=spaced, llama_3_1=llama_3_1)
     if JSON in files:
         author = read_author(files[JSON])
     if model is None and author is None:
@@ -130,8 +144,8 @@ def open_source(checkpoint: Checkpoint) -> SourceTokenizer | None:
         defaults=model.special if model else (),
     )
     named = author is not None or "added_tokens_decoder" in settings
-    _refuse_other_size(vocab, checkpoint.config.vocab_size, model, named=named)
-    notes = _ids_beyond(added, checkpoint.config.vocab_size)
+    _refuse_other_size(vocab, rows, model, named=named)
+    notes = _ids_beyond(added, rows)
     runs_model = model is not None and model.kind == "sentencepiece" and spaced
     if model:
         # sentencepiece knows no flags; whether names are sought in normalised text, the comparison shows.
@@ -143,8 +157,23 @@ def open_source(checkpoint: Checkpoint) -> SourceTokenizer | None:
             author, notes = None, [*notes, differing]
     if model and not author:
         model.check_exact()
-    special = _special(checkpoint, settings, vocab, added, model, author)
+    special = _special(first, settings, vocab, added, model, author)
     return SourceTokenizer(vocab, model, author, added, special, settings, runs_model, tuple(notes))
+
+
+def _content(path: Path) -> bytes:
+    """A digest of what a file holds; of nothing where it cannot be read, which whoever needs it will say."""
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b""
+
+
+def _first_id(checkpoint: Checkpoint, key: str) -> int | None:
+    """A special token's id as the configuration has it; the first of several."""
+    value = checkpoint.generation_config.get(key, checkpoint.raw_config.get(key))
+    first = value[0] if isinstance(value, list) and value else value
+    return first if type(first) is int else None
 
 
 def _refuse_other_vocabulary(model: ModelFile, author: AuthorJson) -> None:
@@ -203,7 +232,7 @@ def _compare(model: ModelFile, author: AuthorJson, added: list[dict[str, Any]]) 
 
 
 def _special(
-    checkpoint: Checkpoint,
+    first: tuple[int | None, ...],
     settings: Mapping[str, Any],
     vocab: Mapping[str, int],
     added: list[dict[str, Any]],
@@ -213,14 +242,7 @@ def _special(
     id_of = dict(vocab) | {entry["content"]: entry["id"] for entry in added}
     name_of = {index: name for name, index in id_of.items()}
 
-    def configured(key: str) -> str | None:
-        value = checkpoint.generation_config.get(key, checkpoint.raw_config.get(key))
-        first = value[0] if isinstance(value, list) and value else value
-        return name_of.get(first) if type(first) is int else None
-
-    defaults = {
-        "bos_token": model.bos if model else configured("bos_token_id"),
-        "eos_token": model.eos if model else configured("eos_token_id"),
-    }
+    bos, eos = (None if index is None else name_of.get(index) for index in first)
+    defaults = {"bos_token": model.bos if model else bos, "eos_token": model.eos if model else eos}
     enclosed = None if model or author is None else author.enclosed
     return resolve_special(settings, id_of, defaults, enclosed)

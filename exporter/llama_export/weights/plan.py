@@ -13,7 +13,7 @@ from llama_export.checkpoint import Checkpoint, ComputedTensor, LazyTensor, Stor
 from llama_export.checkpoint.computed import join_rows
 from llama_export.checkpoint.tensor import widen
 from llama_export.errors import OptionError
-from llama_export.graph.passes import PROJECTIONS
+from llama_export.model.joined import PROJECTIONS
 from llama_export.quantize import SCALES, Blocks, Part, Signed
 from llama_export.weights.precision import (
     EMBEDDING,

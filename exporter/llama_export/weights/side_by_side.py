@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from llama_export.collecting import uncollected
 
 _SWITCH_INTERVAL_S = 2e-4
 
@@ -24,12 +25,9 @@ def sharing_the_interpreter() -> Iterator[None]:
     interval, threads = sys.getswitchinterval(), torch.get_num_threads()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     torch.set_num_threads(1)
-    collecting = gc.isenabled()
-    gc.disable()
     try:
-        yield
+        with uncollected():
+            yield
     finally:
         sys.setswitchinterval(interval)
         torch.set_num_threads(threads)
-        if collecting:
-            gc.enable()

@@ -10,7 +10,7 @@ from llama_export.graph.passes.dequantize import (
     store_weights_dequantized,
 )
 from llama_export.graph.passes.half import compute_in_half, drop_bias
-from llama_export.graph.passes.projections import PROJECTIONS, join_projections
+from llama_export.graph.passes.projections import join_projections
 from llama_export.graph.passes.reshape import simplify_reshapes
 from llama_export.graph.passes.residual_norm import fuse_residual_norm
 from llama_export.graph.passes.storage import store_weights_as
@@ -18,7 +18,6 @@ from llama_export.graph.passes.widening import widen_in_products
 
 __all__ = [
     "KEY_SCALE",
-    "PROJECTIONS",
     "VALUE_SCALE",
     "BlockLayout",
     "SignedLayout",

@@ -11,12 +11,6 @@ from llama_export.graph.constant import share_constant
 from llama_export.graph.contract import BATCH
 from llama_export.graph.passes.reshape import target_value
 
-PROJECTIONS: dict[str, tuple[str, ...]] = {
-    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-}
-"""Modules of a layer that may become one, by the name that this one has."""
-
 
 def join_projections(graph: ir.Graph, joined: Mapping[str, Sequence[str]]) -> None:
     """Multiply once where several weights read the same input.

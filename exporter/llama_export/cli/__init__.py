@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-from importlib.metadata import version
 
 import click
 
@@ -31,7 +30,7 @@ class InOrder(click.Group):
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(version("llama-export"), prog_name="llama-export")
+@click.version_option(package_name="llama-export", prog_name="llama-export")
 def main() -> None:
     """Any LLaMA checkpoint in, one bundle out, that runs without PyTorch and is proven equal to it.
 

@@ -20,7 +20,6 @@ from typing import Any, BinaryIO
 
 from llama_export.cli.generation import facts
 from llama_export.errors import LlamaExportError, OptionError
-from llama_export.progress import item_progress
 from llama_runtime import Batch, Conversation, Generation, Generator, Request, SamplingOptions
 from llama_runtime.errors import LlamaRuntimeError
 from llama_runtime.row import Row
@@ -65,6 +64,9 @@ def run_batch_file(
     Raises:
         OptionError: A file cannot be read or written, or the output belongs to another input.
     """
+    # Here: what draws bars would cost every command a twentieth of a second.
+    from llama_export.progress import item_progress
+
     lines = _read_lines(source)
     answered = _resume(output, {line.number: line.digest for line in lines}, source)
     left = [line for line in lines if line.number not in answered]

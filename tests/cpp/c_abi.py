@@ -47,6 +47,7 @@ class Options(Structure):
         ("bias_tokens", POINTER(c_int32)),
         ("bias_values", POINTER(c_float)),
         ("bias_count", c_size_t),
+        ("prompt_lookup_num_tokens", c_int32),
     )
 
 

@@ -12,6 +12,7 @@ from cpp_bundles import build
 SANITIZED = ("-DLLAMA_RUNTIME_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=None")
 PROGRAMS = {
     "units",
+    "lookup",
     "engine",
     "abi",
     "raii",

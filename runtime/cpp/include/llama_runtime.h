@@ -132,6 +132,8 @@ typedef struct lr_options {
     const int32_t* bias_tokens; /* what is added to a token's logit; minus infinity forbids it */
     const float* bias_values;
     size_t bias_count;
+    int32_t prompt_lookup_num_tokens; /* so many are read ahead where the text repeats itself: the same tokens,
+                                         from fewer runs; 0: none */
 } lr_options;
 
 LR_API void lr_options_init(lr_options* options);

@@ -35,6 +35,7 @@ break at the end of stdin is not part of the prompt.
   --presence-penalty X          taken from every token that the text has (0)
   --frequency-penalty X         the same, for each time it has it (0)
   --no-repeat-ngram-size N      no so many tokens twice in the same order (0)
+  --prompt-lookup-num-tokens N  read so many tokens ahead where the text repeats itself (0)
   --seed N                      makes a drawn text repeatable
   --logprobs N                  with --json: log-probabilities, and those of so many likeliest tokens
   --logit-bias TOKEN=BIAS       added to a token id's logit; -inf forbids it; may be given more than once
@@ -112,6 +113,7 @@ struct Program {
         arguments.number("--presence-penalty", options.presence_penalty, -any, any);
         arguments.number("--frequency-penalty", options.frequency_penalty, -any, any);
         arguments.number("--no-repeat-ngram-size", options.no_repeat_ngram_size, 0, most);
+        arguments.number("--prompt-lookup-num-tokens", options.prompt_lookup_num_tokens, 0, most);
         arguments.number("--logprobs", options.logprobs, 0, most);
         arguments.option("--stop", [this](const std::string& text) { options.stop_strings.push_back(text); });
         arguments.option("--seed", [this](const std::string& text) {

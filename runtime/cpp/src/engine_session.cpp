@@ -49,7 +49,7 @@ void EngineSession::enlarge(Cache& cache, size_t capacity) const {
     cache.capacity = capacity;
 }
 
-Logits EngineSession::run(const int32_t* tokens, size_t count, size_t rope_length, Cache& cache) const {
+Logits EngineSession::run(const int32_t* tokens, size_t count, size_t, size_t rope_length, Cache& cache) const {
     const auto past = static_cast<int64_t>(cache.length), T = static_cast<int64_t>(count);
     // The engine itself ignores a write behind the last slot without a word.
     if (past + T > file_.max_seq) {

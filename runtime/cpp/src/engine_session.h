@@ -19,10 +19,11 @@ public:
     void truncate(Cache& cache, size_t length) const override;
     void enlarge(Cache& cache, size_t capacity) const override;
     double rounding() const override;
+    bool gives_all_logits() const override { return false; }
     Outputs run_text(const Ids& tokens, const std::vector<std::string>& outputs) const override;
 
 private:
-    Logits run(const int32_t* tokens, size_t count, size_t rope_length, Cache& cache) const override;
+    Logits run(const int32_t* tokens, size_t count, size_t kept, size_t rope_length, Cache& cache) const override;
 
     const EngineFile file_;
     // Memory that no cache holds any more serves the next one, so that what was recorded for it stays good.

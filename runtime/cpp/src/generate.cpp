@@ -1,11 +1,10 @@
 #include "generate.h"
 
-#include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <random>
 
 #include "errors.h"
+#include "lookup.h"
+#include "row.h"
 
 namespace llama {
 namespace {
@@ -15,81 +14,6 @@ using Clock = std::chrono::steady_clock;
 double ms(Clock::time_point from, Clock::time_point to) {
     return std::chrono::duration<double, std::milli>(to - from).count();
 }
-
-uint64_t fresh_seed() {
-    // Below 2^53, so that every JSON reader repeats it exactly.
-    std::random_device device;
-    return ((static_cast<uint64_t>(device()) << 32) | device()) >> 11;
-}
-
-// Turns logits into tokens and tokens into text, until something ends it.
-class Row {
-public:
-    Row(const Model& model, const Prompt& prompt, const SamplingOptions& options)
-        : options_(options), tokenizer_(model.tokenizer ? &*model.tokenizer : nullptr), matcher_(options.stop) {
-        result.prompt_tokens = prompt.tokens;
-        result.seed = options.seed ? *options.seed : fresh_seed();
-        if (!options.ignore_eos) {
-            eos_ = model.manifest.eos;
-            if (prompt.answer_end) eos_.push_back(*prompt.answer_end);
-        }
-        if (!tokenizer_) return;
-        stream_.emplace(tokenizer_->vocabulary().invalid());
-        const auto special = [&](int32_t id) { return tokenizer_->vocabulary().is_special(id); };
-        opens_text_ = prompt.is_chat || std::all_of(prompt.tokens.begin(), prompt.tokens.end(), special);
-    }
-
-    Piece take(const Logits& logits) {
-        const int32_t token = choose(logits);
-        if (options_.logprobs) {
-            const auto told = token_logprobs(logits, token, *options_.logprobs);
-            result.logprobs.insert(result.logprobs.end(), told.begin(), told.end());
-        }
-        result.tokens.push_back(token);
-        Piece piece{token, "", LR_FINISH_NONE};
-        const bool ends = std::find(eos_.begin(), eos_.end(), token) != eos_.end();
-        if (stream_ && !ends) piece.text += matcher_.push(decode(token));
-        const bool full = result.tokens.size() == static_cast<size_t>(options_.max_new_tokens);
-        piece.finish = ends ? LR_FINISH_EOS : matcher_.stopped() ? LR_FINISH_STOP : full ? LR_FINISH_LENGTH : LR_FINISH_NONE;
-        if (piece.finish != LR_FINISH_NONE && stream_) {
-            piece.text += matcher_.push(stream_->flush());
-            piece.text += matcher_.flush();
-        }
-        result.text += piece.text, result.finish = piece.finish;
-        return piece;
-    }
-
-    Generation result;
-
-private:
-    int32_t choose(const Logits& logits) {
-        const uint64_t index = result.tokens.size();
-        if (!options_.changes_logits()) return sample(logits, options_, result.seed, index);
-        Logits scores = logits;
-        process(scores, options_, result.prompt_tokens, result.tokens, eos_);
-        const auto largest = [](const Logits& all) { return *std::max_element(all.begin(), all.end()); };
-        if (largest(scores) == -HUGE_VALF && largest(logits) != -HUGE_VALF) {
-            throw Error(LR_ERROR_OPTION, "no token is left after " + std::to_string(index) +
-                                             " new ones: bias, n-grams and minimum length together forbid all");
-        }
-        return sample(scores, options_, result.seed, index);
-    }
-
-    std::string decode(int32_t token) {
-        const Vocabulary& vocabulary = tokenizer_->vocabulary();
-        if (vocabulary.is_special(token)) return {};
-        const std::string bytes = opens_text_ ? vocabulary.first_token_bytes(token) : vocabulary.token_bytes(token);
-        opens_text_ = false;
-        return stream_->push(bytes);
-    }
-
-    const SamplingOptions& options_;
-    const Tokenizer* tokenizer_;
-    StopMatcher matcher_;
-    std::optional<Utf8Stream> stream_;
-    bool opens_text_ = false;
-    Ids eos_;
-};
 
 }  // namespace
 
@@ -131,6 +55,7 @@ Prompt Generator::text_prompt(std::string_view text, const SamplingOptions& opti
 void Generator::check_prompt(const Prompt& prompt, const SamplingOptions& options) const {
     model.need_task("text-generation");
     if (!options.stop.empty()) model.need_tokenizer();
+    if (options.prompt_lookup_num_tokens) check_lookup(model.manifest, *model.session);
     if (prompt.tokens.empty()) throw Error(LR_ERROR_PROMPT, "the prompt is empty, and the model has no token that opens a text");
     const int64_t vocab = model.manifest.vocab_size, limit = model.manifest.max_positions;
     for (const int32_t token : prompt.tokens) {
@@ -146,46 +71,28 @@ void Generator::check_prompt(const Prompt& prompt, const SamplingOptions& option
     }
 }
 
-Logits Generator::read(const Prompt& prompt, size_t new_tokens) {
-    const Session& session = *model.session;
-    const size_t needed = prompt.tokens.size() + new_tokens;
-    size_t shared = 0;
-    if (prompt.is_chat && cache_) {
-        const size_t most = std::min(cached_.size(), prompt.tokens.size() - 1);
-        while (shared < most && cached_[shared] == prompt.tokens[shared]) ++shared;
-    }
-    if (shared == 0) {
-        cache_.reset();  // first, so that its memory can be had again
-        cache_ = session.new_cache(needed);
-    } else {
-        session.truncate(*cache_, shared);
-        // Twice as much each time, so that a chat's cache is copied a few times only.
-        const auto roomy = std::min<size_t>(2 * cache_->capacity, static_cast<size_t>(model.manifest.max_positions));
-        if (needed > cache_->capacity) session.enlarge(*cache_, std::max(needed, roomy));
-    }
-    cached_.clear();  // until the run has succeeded
-    const Ids rest(prompt.tokens.begin() + static_cast<std::ptrdiff_t>(shared), prompt.tokens.end());
-    Logits logits = session.prefill(rest, *cache_);
-    cached_ = prompt.tokens;
-    return logits;
+double Generator::logits_move() {
+    if (!moves_) moves_ = llama::logits_move(*model.session, model.manifest);
+    return *moves_;
 }
 
 Generation Generator::generate(const Prompt& prompt, const SamplingOptions& options, const OnPiece& on_piece) {
     check_prompt(prompt, options);
-    Row row(model, prompt, options);
+    const double moves = options.prompt_lookup_num_tokens ? logits_move() : 0;
+    Row row(prompt, options, model.tokenizer ? &*model.tokenizer : nullptr, model.manifest.eos);
     const auto start = Clock::now();
     auto first = start;
-    Logits logits = read(prompt, static_cast<size_t>(options.max_new_tokens));
-    while (true) {
-        const Piece piece = row.take(logits);
+    const OnPiece tell = [&](const Piece& piece) {
         if (row.result.tokens.size() == 1) first = Clock::now();
         if (on_piece && !on_piece(piece) && piece.finish == LR_FINISH_NONE) row.result.finish = LR_FINISH_CANCELLED;
-        if (row.result.finish != LR_FINISH_NONE) break;
-        Ids cached;
-        cached.swap(cached_);  // of a run that fails nothing is known
-        logits = model.session->decode(piece.token, *cache_);
-        cached.push_back(piece.token);
-        cached_.swap(cached);
+        return row.result.finish == LR_FINISH_NONE;
+    };
+    if (!prompt.is_chat) cache_.clear();
+    Logits logits = cache_.prefill(prompt.tokens, static_cast<size_t>(options.max_new_tokens));
+    if (options.prompt_lookup_num_tokens) {
+        read_ahead(row, cache_, logits, moves, tell);
+    } else {
+        while (tell(row.take(logits))) logits = cache_.decode(row.result.tokens.back());
     }
     row.result.prefill_ms = ms(start, first);
     row.result.decode_ms = ms(first, Clock::now());

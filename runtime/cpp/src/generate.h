@@ -1,16 +1,15 @@
 // An open bundle, and one caller's generation in it: prefill the prompt, then sample and decode until an end.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
-#include <vector>
 
+#include "generation.h"
 #include "manifest.h"
 #include "options.h"
+#include "prefix_cache.h"
 #include "session.h"
-#include "stopping.h"
 #include "tokenizer.h"
 
 namespace llama {
@@ -31,33 +30,9 @@ struct Model {
     std::unique_ptr<Session> session;
 };
 
-struct Piece {
-    int32_t token;
-    std::string text;
-    lr_finish finish;
-};
-// Returns false to end the generation.
-using OnPiece = std::function<bool(const Piece&)>;
-
-struct Generation {
-    std::string text;
-    Ids tokens, prompt_tokens;
-    lr_finish finish = LR_FINISH_NONE;
-    uint64_t seed = 0;
-    double prefill_ms = 0, decode_ms = 0;
-    std::vector<std::pair<int32_t, double>> logprobs;
-};
-
-// What is to be read, and how its continuation is read back.
-struct Prompt {
-    Ids tokens;
-    bool is_chat = false;           // the answer is a text of its own, and what is known of the prompt is kept
-    std::optional<int32_t> answer_end;  // the answer also ends here
-};
-
 class Generator {
 public:
-    explicit Generator(const Model& model) : model(model) {}
+    explicit Generator(const Model& model) : model(model), cache_(*model.session) {}
 
     Prompt text_prompt(std::string_view text, const SamplingOptions& options) const;
     Generation generate(const Prompt& prompt, const SamplingOptions& options, const OnPiece& on_piece);
@@ -66,10 +41,10 @@ public:
 
 private:
     void check_prompt(const Prompt& prompt, const SamplingOptions& options) const;
-    Logits read(const Prompt& prompt, size_t new_tokens);
+    double logits_move();
 
-    std::unique_ptr<Cache> cache_;
-    Ids cached_;  // the tokens that the cache holds
+    PrefixCache cache_;
+    std::optional<double> moves_;  // how far a logit does with the tokens of a run; measured when it is first needed
 };
 
 }  // namespace llama

@@ -3,14 +3,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <limits>
 #include <new>
 #include <numeric>
 
 #include "contract.h"
-#include "cores.h"
 #include "errors.h"
+#include "graph_options.h"
 #include "kernels.h"
 
 namespace llama {
@@ -20,7 +19,7 @@ const char* const k_cannot_run = "ONNX Runtime cannot run the graph";
 
 // Bindings for runs of one shape over one cache; between two decodes only the mask's length changes.
 struct Step {
-    size_t tokens = 0;
+    size_t tokens = 0, kept = 0;  // how many are new, and from the last of how many logits are wanted
     Owned<OrtIoBinding> binding = nothing<OrtIoBinding>();
     std::vector<int64_t> ids, positions;
     std::vector<float> logits;
@@ -54,41 +53,13 @@ void copy_positions(const void* source, size_t from, void* target, size_t to, si
     }
 }
 
-constexpr int k_spins_briefly = 32;  // ONNX Runtime 1.32; older ones take no duration, and wait much longer
-
-Owned<OrtSessionOptions> session_options(const OrtApi& api, const std::string& folder, const Manifest& manifest, int threads) {
-    OrtSessionOptions* made = nullptr;
-    check(api, api.CreateSessionOptions(&made), "options");
-    Owned<OrtSessionOptions> options = owned(made, api.ReleaseSessionOptions);
-    const auto set = [&](OrtStatus* status) { check(api, status, "options"); };
-    set(api.SetSessionLogSeverityLevel(made, ORT_LOGGING_LEVEL_ERROR));
-    set(api.SetIntraOpNumThreads(made, threads > 0 ? threads : available_cores()));
-    set(api.SetInterOpNumThreads(made, 1));
-    // A memory pattern is kept for every input shape, and every decode has a new one.
-    set(api.DisableMemPattern(made));
-    // Threads that wait as long as it takes from one product to the next, where they can be told how long that is.
-    const bool briefly = onnxruntime_minor() >= k_spins_briefly;
-    set(api.AddSessionConfigEntry(made, "session.intra_op.allow_spinning", briefly ? "1" : "0"));
-    if (briefly) set(api.AddSessionConfigEntry(made, "session.intra_op.spin_duration_us", "20"));
-    if (manifest.precision == "float32") {
-        // The weights stay in the mapped file; packing would copy every one of them, for many seconds.
-        set(api.AddSessionConfigEntry(made, "session.disable_prepacking", "1"));
-    }
-    namespace fs = std::filesystem;
-    const fs::path data = fs::weakly_canonical(fs::path(folder) / manifest.external_data_folder);
-    if (data != fs::weakly_canonical(fs::path(folder) / manifest.model_path).parent_path()) {
-        set(api.AddSessionConfigEntry(made, "session.model_external_initializers_file_folder_path", data.c_str()));
-    }
-    return options;
-}
-
 }  // namespace
 
 struct GraphCache : Cache {
     std::vector<Buffer> buffers;         // in place: key and value of each layer, [1, K, C, D]
     std::vector<Owned<OrtValue>> values;  // growing: [1, K, P, D]
     std::vector<int64_t> ones;           // any mask [1, S] of ones is a prefix of it
-    int64_t keep = 1, rope_length = 0;
+    int64_t keep = 0, rope_length = 0;
     Step step;
 };
 
@@ -181,18 +152,19 @@ void GraphSession::enlarge(Cache& given, size_t capacity) const {
     cache.capacity = capacity;
 }
 
-// Makes the step for runs of `tokens` new ones, unless it is there already.
-void GraphSession::bind(GraphCache& cache, size_t tokens) const {
+// Makes the step for runs of `tokens` new ones, `kept` of which get logits, unless it is there already.
+void GraphSession::bind(GraphCache& cache, size_t tokens, size_t kept) const {
     Step& step = cache.step;
-    if (step.binding && step.tokens == tokens) return;
+    if (step.binding && step.tokens == tokens && step.kept == kept) return;
     step = Step();
     OrtIoBinding* binding = nullptr;
     check(api_, api_.CreateIoBinding(session_.get(), &binding), k_cannot_run);
     step.binding = owned(binding, api_.ReleaseIoBinding);
     step.ids.resize(tokens), step.positions.resize(tokens);
     const bool keeps = takes("num_logits_to_keep");
-    const auto kept = static_cast<int64_t>(keeps ? 1 : tokens), T = static_cast<int64_t>(tokens);
-    step.logits.resize(static_cast<size_t>(kept * manifest_.vocab_size));
+    const auto given = static_cast<int64_t>(keeps ? kept : tokens), T = static_cast<int64_t>(tokens);
+    cache.keep = given;
+    step.logits.resize(static_cast<size_t>(given * manifest_.vocab_size));
     const auto input = [&](const char* name, std::vector<int64_t>& data, const std::vector<int64_t>& dims) {
         step.fixed.push_back(tensor(data.data(), data.size() * 8, dims, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64));
         check(api_, api_.BindInput(binding, name, step.fixed.back().get()), k_cannot_run);
@@ -202,7 +174,7 @@ void GraphSession::bind(GraphCache& cache, size_t tokens) const {
         check(api_, api_.BindInput(binding, name, step.fixed.back().get()), k_cannot_run);
     };
     // Outputs are returned in the order they are bound: the logits, then the cache.
-    step.fixed.push_back(tensor(step.logits.data(), step.logits.size() * 4, {1, kept, manifest_.vocab_size}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
+    step.fixed.push_back(tensor(step.logits.data(), step.logits.size() * 4, {1, given, manifest_.vocab_size}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
     check(api_, api_.BindOutput(binding, "logits", step.fixed.back().get()), k_cannot_run);
     input("input_ids", step.ids, {1, T});
     if (takes("position_ids")) input("position_ids", step.positions, {1, T});
@@ -216,12 +188,12 @@ void GraphSession::bind(GraphCache& cache, size_t tokens) const {
         check(api_, api_.BindInput(binding, past_[i].c_str(), step.fixed.back().get()), k_cannot_run);
         check(api_, api_.BindOutput(binding, present_[i].c_str(), step.fixed.back().get()), k_cannot_run);
     }
-    step.tokens = tokens;  // the last thing: a step that failed half-way is made anew
+    step.tokens = tokens, step.kept = kept;  // the last thing: a step that failed half-way is made anew
 }
 
-Logits GraphSession::run(const int32_t* tokens, size_t count, size_t rope_length, Cache& given) const {
+Logits GraphSession::run(const int32_t* tokens, size_t count, size_t kept, size_t rope_length, Cache& given) const {
     auto& cache = static_cast<GraphCache&>(given);
-    bind(cache, count);
+    bind(cache, count, kept);
     cache.rope_length = static_cast<int64_t>(rope_length);
     Step& step = cache.step;
     OrtIoBinding* binding = step.binding.get();
@@ -249,7 +221,7 @@ Logits GraphSession::run(const int32_t* tokens, size_t count, size_t rope_length
         cache.values = std::move(values);
     }
     cache.length = S;
-    return Logits(step.logits.end() - manifest_.vocab_size, step.logits.end());
+    return Logits(step.logits.end() - static_cast<std::ptrdiff_t>(kept) * manifest_.vocab_size, step.logits.end());
 }
 
 void GraphSession::truncate(Cache& given, size_t length) const {

@@ -20,8 +20,8 @@ public:
     Outputs run_text(const Ids& tokens, const std::vector<std::string>& outputs) const override;
 
 private:
-    Logits run(const int32_t* tokens, size_t count, size_t rope_length, Cache& cache) const override;
-    void bind(GraphCache& cache, size_t tokens) const;
+    Logits run(const int32_t* tokens, size_t count, size_t kept, size_t rope_length, Cache& cache) const override;
+    void bind(GraphCache& cache, size_t tokens, size_t kept) const;
     size_t buffer_bytes(size_t capacity) const;
     Owned<OrtValue> tensor(void* data, size_t bytes, const std::vector<int64_t>& dims, ONNXTensorElementDataType type) const;
     bool takes(const char* input) const;

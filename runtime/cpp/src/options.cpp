@@ -87,12 +87,14 @@ SamplingOptions read_options(const lr_options* given, int64_t vocab_size) {
     need(o.max_new_tokens >= 1, "max_new_tokens", o.max_new_tokens, "at least 1");
     need(o.min_new_tokens >= 0 && o.min_new_tokens <= o.max_new_tokens, "min_new_tokens", o.min_new_tokens,
          "0 to max_new_tokens");
+    need(o.prompt_lookup_num_tokens >= 0, "prompt_lookup_num_tokens", o.prompt_lookup_num_tokens, "at least 0");
     need(o.logprobs >= -1, "logprobs", o.logprobs, "at least -1");
     found.temperature = o.temperature, found.top_k = o.top_k, found.top_p = o.top_p, found.min_p = o.min_p;
     found.repetition_penalty = o.repetition_penalty;
     found.presence_penalty = o.presence_penalty, found.frequency_penalty = o.frequency_penalty;
     found.no_repeat_ngram_size = o.no_repeat_ngram_size;
     found.min_new_tokens = o.min_new_tokens, found.max_new_tokens = o.max_new_tokens;
+    found.prompt_lookup_num_tokens = o.prompt_lookup_num_tokens;
     if (o.has_seed) found.seed = o.seed;
     if (o.logprobs >= 0) found.logprobs = std::min<size_t>(static_cast<size_t>(o.logprobs), static_cast<size_t>(vocab_size));
     found.ignore_eos = o.ignore_eos != 0, found.parse_special = o.parse_special != 0;

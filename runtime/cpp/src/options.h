@@ -24,7 +24,7 @@ struct SessionOptions {
 struct SamplingOptions {
     double temperature = 0, top_p = 1, min_p = 0;
     double repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0;
-    int32_t top_k = 0, no_repeat_ngram_size = 0, min_new_tokens = 0, max_new_tokens = 128;
+    int32_t top_k = 0, no_repeat_ngram_size = 0, min_new_tokens = 0, max_new_tokens = 128, prompt_lookup_num_tokens = 0;
     std::optional<uint64_t> seed;
     std::optional<size_t> logprobs;
     bool ignore_eos = false, parse_special = false;

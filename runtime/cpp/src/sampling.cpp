@@ -13,8 +13,6 @@
 namespace llama {
 namespace {
 
-// exp(-40) is below half an ulp of 1, and sums start at 1: such a candidate changes no bit of them.
-constexpr double k_negligible = 40;
 constexpr float k_never = -std::numeric_limits<float>::infinity();
 
 Ids joined(const Ids& front, const Ids& behind) {

@@ -12,6 +12,9 @@ namespace llama {
 
 using Logits = std::vector<float>;
 
+// exp(-40) is below half an ulp of 1, and sums start at 1: such a candidate changes no bit of them.
+constexpr double k_negligible = 40;
+
 // logit_bias -> repetition -> presence and frequency -> n-grams -> min_new_tokens, all rounded to float32.
 void process(Logits& scores, const SamplingOptions& options, const Ids& prompt_tokens, const Ids& new_tokens,
              const Ids& eos_tokens);

@@ -36,14 +36,27 @@ Logits Session::prefill(const Ids& tokens, Cache& cache) const {
     Logits logits;
     for (size_t at = 0, count = 0; at < tokens.size(); at += count) {
         count = std::min(chunk_tokens_, tokens.size() - at);
-        logits = run(tokens.data() + at, count, rope_length, cache);
+        logits = run(tokens.data() + at, count, 1, rope_length, cache);
     }
     return logits;
 }
 
+std::vector<Logits> Session::extend(const Ids& tokens, Cache& cache) const {
+    check_tokens(tokens, cache);
+    const size_t rope_length = cache.length + tokens.size();
+    const auto V = static_cast<std::ptrdiff_t>(manifest_.vocab_size);
+    std::vector<Logits> each;
+    for (size_t at = 0, count = 0; at < tokens.size(); at += count) {
+        count = std::min(chunk_tokens_, tokens.size() - at);
+        const Logits all = run(tokens.data() + at, count, count, rope_length, cache);
+        for (auto row = all.begin(); row != all.end(); row += V) each.emplace_back(row, row + V);
+    }
+    return each;
+}
+
 Logits Session::decode(int32_t token, Cache& cache) const {
     check_tokens({token}, cache);
-    return run(&token, 1, 0, cache);
+    return run(&token, 1, 1, 0, cache);
 }
 
 std::unique_ptr<Session> open_session(const std::string& folder, Manifest& manifest, const SessionOptions& options) {

@@ -39,6 +39,10 @@ public:
     // Reads tokens behind what the cache holds, a chunk at a time; [V], the logits that follow them.
     Logits prefill(const Ids& tokens, Cache& cache) const;
     Logits decode(int32_t token, Cache& cache) const;
+    // Reads tokens as prefill does; the logits that follow each. Where it `gives_all_logits`.
+    std::vector<Logits> extend(const Ids& tokens, Cache& cache) const;
+    virtual bool gives_all_logits() const { return true; }
+    size_t max_positions() const { return static_cast<size_t>(manifest_.max_positions); }
     // Forgets all but the first positions.
     virtual void truncate(Cache& cache, size_t length) const = 0;
     // Makes room for more positions, keeping those that there are.
@@ -51,9 +55,9 @@ public:
 protected:
     Session(const Manifest& manifest, size_t chunk_tokens) : manifest_(manifest), chunk_tokens_(chunk_tokens) {}
 
-    // One run behind what the cache holds, which it advances; [V], the logits of the last position. Angles that
-    // depend on a text's length are those of a text of `rope_length`; 0: of what there is then.
-    virtual Logits run(const int32_t* tokens, size_t count, size_t rope_length, Cache& cache) const = 0;
+    // One run behind what the cache holds, which it advances; [kept * V], the logits of the last positions. Angles
+    // that depend on a text's length are those of a text of `rope_length`; 0: of what there is then.
+    virtual Logits run(const int32_t* tokens, size_t count, size_t kept, size_t rope_length, Cache& cache) const = 0;
     // Throws LR_ERROR_PROMPT, and LR_ERROR_MANIFEST of a task without a cache.
     void check_capacity(size_t capacity) const;
 

@@ -127,6 +127,7 @@ void options() {
     wrong("min_p is 2, needs 0 to 1", [](lr_options& x) { x.min_p = 2; });
     wrong("top_k is -1", [](lr_options& x) { x.top_k = -1; });
     wrong("max_new_tokens is 0, needs at least 1", [](lr_options& x) { x.max_new_tokens = 0; });
+    wrong("prompt_lookup_num_tokens is -1, needs at least 0", [](lr_options& x) { x.prompt_lookup_num_tokens = -1; });
     wrong("min_new_tokens is 200, needs 0 to max_new_tokens", [](lr_options& x) { x.min_new_tokens = 200; });
     wrong("repetition_penalty is 0", [](lr_options& x) { x.repetition_penalty = 0; });
     const char* empty[] = {""};

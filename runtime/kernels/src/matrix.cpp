@@ -19,7 +19,7 @@ namespace llama_kernels {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kWorthAThread = size_t{4} << 20;
+constexpr size_t kWorthAThread = size_t{1} << 19;
 
 uint8_t zero_point(const Layout& layout, const uint8_t* row, int64_t block) {
     if (layout.bits == 8) return row[block];
@@ -28,45 +28,53 @@ uint8_t zero_point(const Layout& layout, const uint8_t* row, int64_t block) {
 
 constexpr int kNoExponent = -1000;
 
-// The power of two of the largest scale, where all are float16 times some one; otherwise kNoExponent.
+uint32_t magnitude(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits & 0x7fffffffu;
+}
+
+// The power of two of the largest scale, where all are float16 times some one; otherwise kNoExponent. Without
+// branches: there are as many scales as a 16th or a 64th of the codes' bytes.
 int common_exponent(const Layout& layout, const float* scales) {
-    int most = kNoExponent, least = 1000;
+    uint32_t most = 0, least = UINT32_MAX, rest = 0;  // magnitudes; those of 0 are neither
     for (int64_t i = 0; i < layout.outputs * layout.blocks(); ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, scales + i, sizeof bits);
-        const int exponent = static_cast<int>(bits >> 23 & 255);
-        if (!(bits & 0x7fffffffu)) continue;
-        if (bits & 0x1fff || exponent == 0 || exponent == 255) return kNoExponent;
-        most = std::max(most, exponent - 127), least = std::min(least, exponent - 127);
+        const uint32_t bits = magnitude(scales[i]);
+        most = std::max(most, bits), least = std::min(least, bits - 1), rest |= bits & 0x1fff;
     }
-    return most - least < 30 ? most : kNoExponent;  // as many as float16 has without its denormals
+    if (most == 0) return kNoExponent;
+    const int first = static_cast<int>((least + 1) >> 23), last = static_cast<int>(most >> 23);
+    if (rest || first == 0 || last == 255) return kNoExponent;
+    return last - first < 30 ? last - 127 : kNoExponent;  // as many as float16 has without its denormals
 }
 
 // A scale, times the power of two that takes the largest to 2^15: exact.
 uint16_t half(float scale, int exponent) {
     uint32_t bits;
     std::memcpy(&bits, &scale, sizeof bits);
-    const uint32_t sign = bits >> 16 & 0x8000;
-    if (!(bits & 0x7fffffffu)) return static_cast<uint16_t>(sign);
-    const int shifted = static_cast<int>(bits >> 23 & 255) - 127 - exponent + 30;
-    return static_cast<uint16_t>(sign | static_cast<uint32_t>(shifted) << 10 | (bits >> 13 & 0x3ff));
+    const uint32_t positive = bits & 0x7fffffffu;
+    const uint32_t shifted = (positive >> 13) - (static_cast<uint32_t>(exponent + 127 - 30) << 10);
+    return static_cast<uint16_t>((bits >> 16 & 0x8000) | (positive ? shifted : 0));
+}
+
+// `scales` [outputs][blocks] to `to` [blocks][16].
+template <class Number, class Convert>
+void copy_across(const float* scales, int outputs, int64_t blocks, uint8_t* to, Convert&& convert) {
+    Number* numbers = reinterpret_cast<Number*>(to);
+    for (int i = 0; i < outputs; ++i)
+        for (int64_t block = 0; block < blocks; ++block)
+            numbers[block * kPanelOutputs + i] = convert(scales[i * blocks + block]);
 }
 
 void copy_scales(const Layout& layout, const Source& source, int exponent, int64_t panel, uint8_t* to) {
     const int64_t blocks = layout.blocks(), first = panel * kPanelOutputs;
     const int outputs = static_cast<int>(std::min<int64_t>(kPanelOutputs, layout.outputs - first));
     const float* scales = source.scales + first * blocks;
-    for (int64_t block = 0; block < blocks; ++block)
-        for (int i = 0; i < outputs; ++i) {
-            const float scale = scales[i * blocks + block];
-            const int64_t place = block * kPanelOutputs + i;
-            if (layout.half_scales) {
-                const uint16_t packed = half(scale, exponent);
-                std::memcpy(to + place * sizeof packed, &packed, sizeof packed);
-            } else {
-                std::memcpy(to + place * sizeof scale, &scale, sizeof scale);
-            }
-        }
+    if (layout.half_scales) {
+        copy_across<uint16_t>(scales, outputs, blocks, to, [=](float scale) { return half(scale, exponent); });
+    } else {
+        copy_across<float>(scales, outputs, blocks, to, [](float scale) { return scale; });
+    }
     if (!layout.zero_points) return;
     uint8_t* zeros = to + layout.records() * 64;
     const size_t row_bytes = static_cast<size_t>(blocks * layout.bits + 7) / 8;

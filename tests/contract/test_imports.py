@@ -17,8 +17,9 @@ ROOMS = {
     "checkpoint": {"model.config"},
     "model": set(),
     "graph": {"model"},
-    "quantize": {"model"},
-    "weights": {"checkpoint", "graph.passes", "model.config", "quantize"},
+    # The library of the runtime's kernels rounds weights too.
+    "quantize": {"model", "checkpoint.finite", "llama_runtime.kernels"},
+    "weights": {"checkpoint", "graph.passes", "model.config", "model.joined", "quantize", "collecting"},
     # What the runtime will open must open here, so the same code tries it.
     "tokenizer": {"checkpoint", "model.config", "llama_runtime.vocabulary", "llama_runtime.errors"},
     "bundle": {
@@ -49,6 +50,7 @@ LIBRARIES = {"model": {"torch"}}
 # The modules beside the rooms: each may use the rooms and what stands before it.
 TOP = {
     "errors": set(),
+    "collecting": set(),
     "interruption": set(),
     "progress": set(),
     "recipe": {"graph.contract", "model.attention", "model.config", "weights"},
@@ -58,11 +60,13 @@ TOP = {
         *("checkpoint", "weights"),
         *("llama_runtime.engine_file", "llama_runtime.extras", "llama_runtime.manifest"),
     },
-    "pipeline": {*ROOMS, "progress", "recipe", "plan", "llama_runtime"},
+    "from_text": {*ROOMS, "recipe"},
+    "pipeline": {*ROOMS, "progress", "recipe", "plan", "from_text", "llama_runtime"},
     "conversion": {*ROOMS, "progress", "pipeline"},
     "engine_export": {*ROOMS, "recipe", "pipeline", "llama_runtime"},
     "cli": {
         *ROOMS,
+        "collecting",
         "interruption",
         "recipe",
         "plan",

@@ -17,6 +17,7 @@ struct Column {
     static constexpr int kBlocks = kRegisterBytes > kBlockBytes ? kRegisterBytes / kBlockBytes : 1;
     static constexpr int kRegisters = kRegisterBytes > kBlockBytes ? 1 : kBlockBytes / kRegisterBytes;
     static constexpr int kBytes = kRegisters * kRegisterBytes;  // of each row
+    static constexpr int kColumns = kBytes < 64 ? 64 / kBytes : 1;  // of a line of the cache
 
     const Rows& rows;
     const Tile& tile;
@@ -37,6 +38,7 @@ struct Column {
         const uint8_t* zero_points = zeros ? rows.zero_points + first * kPanelOutputs : nullptr;
         for (int byte = 0; byte < kBlocks * scale_bytes; byte += 64) fetch(scales + rows.next_bytes + byte);
         if (zeros) fetch(zero_points + rows.next_bytes);
+        const int64_t column = first / kBlocks;
         const uint8_t* next = rows.codes + kPanelOutputs * rows.row_bytes + first * kBlockBytes;
         Sums fours[4];
 #pragma GCC unroll 4
@@ -44,8 +46,10 @@ struct Column {
             Sums sums[4];
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {
+                if (i % kColumns == column % kColumns) {
 #pragma GCC unroll 4
-                for (int byte = 0; byte < kBytes; byte += 64) fetch(next + j * rows.row_bytes + byte);
+                    for (int byte = 0; byte < kBytes; byte += 64) fetch(next + j * rows.row_bytes + byte);
+                }
                 sums[j] = row_sums<bits>(codes + j * row_bytes, even, odd);
             }
             fours[i] = add_fours(sums[0], sums[1], sums[2], sums[3]);

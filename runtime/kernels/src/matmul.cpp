@@ -11,6 +11,7 @@ constexpr int kPanelsTogether = 4;         // that meet a tile while it is in th
 constexpr int64_t kWorthWaking = 1 << 18;  // multiplications; below, other threads would come too late
 constexpr int kWorthKeeping = 16;          // products of few rows until panels are kept for them
 constexpr int64_t kManyCodes = 1 << 20;    // of activations; more would not stay in a core's own cache
+constexpr int64_t kRowsAhead = 16;         // whose places are fetched before they are written
 
 int64_t divided_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
 
@@ -179,21 +180,23 @@ Panels Matmul::panels(int64_t first, int count) const {
 
 // to[rows][N] from `panel` on = sums[count][sum_rows][16], times the matrix's factor, plus the bias.
 void Matmul::finish(const float* sums, int64_t sum_rows, int64_t panel, int count, float* to, int64_t rows) const {
-    const Layout& shape = layout();
+    const int64_t outputs = layout().outputs, first = panel * kPanelOutputs;
     const float factor = matrix_->factor();
-    for (int p = 0; p < count; ++p, sums += sum_rows * kPanelOutputs) {
-        const int64_t first = (panel + p) * kPanelOutputs;
-        const int outputs = static_cast<int>(std::min<int64_t>(kPanelOutputs, shape.outputs - first));
-        for (int64_t row = 0; row < rows; ++row) {
-            const float* sum = sums + row * kPanelOutputs;
-            float* target = to + row * shape.outputs + first;
-            if (outputs == kPanelOutputs && bias_.empty()) {
+    const float* bias = bias_.empty() ? nullptr : bias_.data() + first;
+    for (int64_t row = 0; row < rows; ++row) {
+        float* target = to + row * outputs + first;
+        if (row + kRowsAhead < rows)
+            for (int p = 0; p < count; ++p) __builtin_prefetch(target + kRowsAhead * outputs + p * kPanelOutputs, 1);
+        for (int p = 0; p < count; ++p, target += kPanelOutputs) {
+            const float* sum = sums + (p * sum_rows + row) * kPanelOutputs;
+            const int64_t left = outputs - first - p * kPanelOutputs;
+            if (left >= kPanelOutputs && !bias) {
                 for (int i = 0; i < kPanelOutputs; ++i) target[i] = sum[i] * factor;
                 continue;
             }
-            for (int i = 0; i < outputs; ++i) {
+            for (int i = 0; i < std::min<int64_t>(kPanelOutputs, left); ++i) {
                 const float product = sum[i] * factor;
-                target[i] = bias_.empty() ? product : product + bias_[first + i];
+                target[i] = bias ? product + bias[p * kPanelOutputs + i] : product;
             }
         }
     }

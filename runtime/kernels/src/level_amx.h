@@ -5,7 +5,7 @@
 
 namespace llama_kernels {
 
-constexpr int kRowsForTiles = 8;  // fewer are as fast without
+constexpr int kRowsForTiles = 32;  // fewer are as fast without
 
 // Asks the system once whether this process may use tiles.
 bool tiles_run_here();

@@ -156,12 +156,12 @@ def bench(
         generator = load(folder, threads=threads)
         load_s = time.perf_counter() - began
         _prefill_s(generator, prompt(prefill_tokens))  # buffers and threads are made here
-        reads, prefills, decodes = [read_bandwidth(cores)], list[float](), list[list[float]]()
+        reads, prefills, decodes = [memory.read(cores)], list[float](), list[list[float]]()
         for number in range(repeats):
             advance(f"round {number + 1} of {repeats}")
             prefills.append(prefill_tokens / _prefill_s(generator, prompt(prefill_tokens)))
             decodes.append(_decode_ms(generator, prompt(prompt_tokens), new_tokens))
-            reads.append(read_bandwidth(cores))
+            reads.append(memory.read(cores))
     decode_ms, step = _decode_spread(decodes), step_bytes(manifest, prompt_tokens + new_tokens // 2)
     return BenchReport(
         bundle=str(bundle),
@@ -247,6 +247,7 @@ class _PeakMemory:
 
     def __init__(self) -> None:
         self.peak: int | None = None
+        self._counting = True
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -259,12 +260,25 @@ class _PeakMemory:
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
+            self._look()
+
+    def read(self, threads: int) -> float:
+        """The bandwidth; what is read is not counted."""
+        self._counting = False
+        try:
+            return read_bandwidth(threads)
+        finally:
+            self._counting = True
 
     def _watch(self) -> None:
         while not self._stop.wait(_SAMPLE_S):
-            line = next((li for li in _STATUS.read_text().splitlines() if li.startswith("RssAnon")), "")
-            if line:
-                self.peak = max(self.peak or 0, int(line.split()[1]) << 10)
+            self._look()
+
+    def _look(self) -> None:
+        counting = self._counting
+        line = next((li for li in _STATUS.read_text().splitlines() if li.startswith("RssAnon")), "")
+        if line and counting and self._counting:
+            self.peak = max(self.peak or 0, int(line.split()[1]) << 10)
 
 
 def _spread(samples: Sequence[float]) -> Spread:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,20 @@ def test_the_profile_is_of_the_graphs_operators(report):
 def test_memory_is_measured_where_the_system_tells(report):
     if Path("/proc/self/status").exists():
         assert report.peak_private_bytes > 10 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells")
+def test_what_is_read_to_measure_bandwidth_is_not_the_bundles_memory(bundle, monkeypatch):
+    def read(threads: int) -> float:
+        kept = bytearray(os.urandom(1 << 20)) * 700
+        time.sleep(0.1)  # longer than between two looks
+        return float(len(kept))
+
+    monkeypatch.setattr("llama_runtime.bench.read_bandwidth", read)
+    monkeypatch.setattr("llama_runtime.bench._start_to_first_token", lambda *_: 1.0)
+    before = bench(bundle, threads=1, **COUNTS).peak_private_bytes
+    monkeypatch.setattr("llama_runtime.bench.read_bandwidth", lambda threads: 1.0)
+    assert before is not None and before < bench(bundle, threads=1, **COUNTS).peak_private_bytes + (500 << 20)
 
 
 def test_it_is_plain_data(report):

@@ -194,8 +194,7 @@ def bench_speed(
         positions = prompt_tokens + new_tokens // 2
         return sample | {"step_bytes": candidate.step_bytes(folder, shape, positions)}
 
-    made = [(c, exports.make(c.export.name, c.export, checkpoint)) for c in found]
-    outcomes = interleave([Candidate(c.name, lambda c=c, e=e: once(c, e)) for c, e in made], repeats, threads)
+    outcomes = _interleave_exported(found, exports, checkpoint, once, repeats, threads)
     for sample in (sample for outcome in outcomes.values() for sample in outcome.samples):
         read = sample["step_bytes"] * sample["decode_tokens_per_s"]
         sample["bandwidth_percent"] = 100 * read / sample["read_bytes_per_s"]
@@ -222,5 +221,17 @@ def bench_rows(
         return answer
 
     able = [c for c in found if (peers.WORKERS / f"batch_{c.runtime}.py").exists()]
-    made = [(c, exports.make(c.export.name, c.export, checkpoint)) for c in able]
+    return _interleave_exported(able, exports, checkpoint, once, repeats, threads)
+
+
+def _interleave_exported(
+    found: list[Quantized],
+    exports: Exports,
+    checkpoint: Path,
+    once: Callable[[Quantized, Exported], Sample],
+    repeats: int,
+    threads: int,
+) -> dict[str, Outcome]:
+    """Export what is not there yet, then ``once`` with each in turn."""
+    made = [(c, exports.make(c.export.name, c.export, checkpoint)) for c in found]
     return interleave([Candidate(c.name, lambda c=c, e=e: once(c, e)) for c, e in made], repeats, threads)
